@@ -1,0 +1,1 @@
+"""Limpet adapts a frozen CLIP to your own images by training something small beside it."""

@@ -1,0 +1,6 @@
+"""The `limpet` command."""
+
+
+def main() -> None:
+    """Entry point."""
+    raise SystemExit(2)

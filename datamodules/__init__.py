@@ -1,0 +1,1 @@
+"""Data modules: where images and names come from. Knows no CLIP."""

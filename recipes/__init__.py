@@ -1,0 +1,1 @@
+"""Packaged recipes (YAML). This file makes them package data."""
