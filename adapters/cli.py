@@ -301,6 +301,10 @@ def _usage(err: Any, words: Sequence[str]) -> str:
         return f"There is no command '{place} {word}'.{hint} Commands of {place}: {', '.join(known)}."
     if type(err).__name__ == "MissingParameter" and getattr(err, "param", None) is not None:
         message = f"{str(err.param.name).upper()} is missing"
+    elif type(err).__name__ == "BadParameter" and getattr(err, "param", None) is not None:
+        message = (
+            f"{err.param.opts[0] if err.param.opts[0][:1] == '-' else err.param.name.upper()}: {message}"
+        )
     option = getattr(err, "option_name", "")
     dashed = next((w for w in words if "=" in w and option and w.startswith(f"{option}=")), None)
     if dashed is not None:

@@ -10,20 +10,9 @@ from importlib import metadata
 from pathlib import Path
 
 PACKAGES = (
-    *("limpet", "torch", "torchvision", "lightning", "open_clip_torch", "peft", "torchmetrics", "omegaconf"),
-    *(
-        "pyyaml",
-        "numpy",
-        "scipy",
-        "scikit-learn",
-        "pandas",
-        "pyarrow",
-        "pillow",
-        "safetensors",
-        "typer",
-        "rich",
-    ),
-    *("matplotlib", "jinja2", "platformdirs"),
+    *("limpet", "torch", "torchvision", "lightning", "open_clip_torch", "peft", "torchmetrics"),
+    *("omegaconf", "pyyaml", "typer", "rich", "numpy", "scipy", "scikit-learn", "pandas", "pyarrow"),
+    *("pillow", "safetensors", "matplotlib", "jinja2", "platformdirs"),
 )
 OPTIONAL = ("transformers", "onnx", "onnxscript", "onnxruntime")
 MALICIOUS = {"lightning": ("2.6.2", "2.6.3"), "pytorch-lightning": ("2.6.2", "2.6.3")}
@@ -40,8 +29,8 @@ def problems() -> list[str]:
     for name, bad in MALICIOUS.items():
         if _version(name) in bad:
             found.append(
-                f"{name} {_version(name)} is a compromised release: uninstall it, change the passwords and tokens "
-                "of this machine, then: pip install -U lightning"
+                f"{name} {_version(name)} is a compromised release: uninstall it, change this machine's passwords "
+                "and tokens, then: pip install -U lightning"
             )
     return found
 

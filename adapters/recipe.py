@@ -234,9 +234,8 @@ def _data_schema(tree: Section) -> type:
     data = tree.items.get("data")
     name = data.items.get("name") if isinstance(data, Section) else None
     if not isinstance(name, Scalar) or not name.text:
-        raise RecipeError(
-            f"{tree.origin}: data.name is missing; add one of data/{', data/'.join(sorted(schemas))} to 'extends'."
-        )
+        known = ", ".join(f"data/{schema}" for schema in sorted(schemas))
+        raise RecipeError(f"{tree.origin}: data.name is missing: add one of {known} to 'extends'.")
     if name.text not in schemas:
         hint = nearest(name.text, schemas)
         raise RecipeError(

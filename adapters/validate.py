@@ -100,11 +100,13 @@ class _Filler:
             value = None if node.is_null else node.text
         else:
             value = plain_data(node)
+            if isinstance(node, Section):
+                self.origins.update({f"{dotted}.{k}": place for k, place in node.keys.items()})
         if value is None and not optional and plain is not Any:
             raise RecipeError(f"{node.origin}: {wanted}, but it is empty.")
         if value == "???":
             raise RecipeError(f"{node.origin}: {dotted} is still '???'; give its value.")
-        if plain is float and type(value) is int:
+        if kind in (float, float | None) and type(value) is int:
             value = float(value)
         elif plain == list[float] and isinstance(value, list):
             value = [float(v) if type(v) is int else v for v in value]
@@ -114,11 +116,16 @@ class _Filler:
             if isinstance(node, Scalar) and "${" in node.text:
                 raise RecipeError(f"{node.origin}: {dotted}: {_first_line(err)}") from None
             raise RecipeError(f"{node.origin}: {wanted}; found {describe(node)}.") from None
-        if isinstance(value, str) and "${" in value:
-            self.references[dotted] = value
+        entries = (
+            {f"{dotted}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {dotted: value}
+        )
+        for name, text in entries.items():
+            if isinstance(text, str) and "${" in text:
+                self.references[name] = text
+                self.origins.setdefault(name, node.origin)
 
     def resolve(self) -> None:
-        """Check every `${...}` and replace it by its value."""
+        """Check every `${...}`: it must lead to a value."""
         for dotted, text in self.references.items():
             for aside in self.literals:
                 if "${" + aside + "}" in text:
@@ -132,10 +139,6 @@ class _Filler:
                 raise RecipeError(
                     f"{self.origins[dotted]}: {dotted}: '{text}' cannot be resolved: {reason}"
                 ) from None
-        try:
-            OmegaConf.resolve(self.root)
-        except OmegaConfBaseException as err:
-            raise RecipeError(f"{self.origins.get('method', 'method')}: {_first_line(err)}") from None
 
 
 def unknown_key(origin: str, key: str, path: str, known: list[str]) -> str:

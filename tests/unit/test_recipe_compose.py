@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-
 from limpet.errors import RecipeError, RunError
 from limpet.recipe import Recipe, load, load_recipe, packaged_folder, packaged_names
 
@@ -53,7 +52,11 @@ def test_every_key_of_a_packaged_recipe_has_a_comment(name):
     assert lines[0].startswith("# ")
     for before, line in zip(lines, lines[1:], strict=False):
         key = line.strip()
-        if ":" not in key or key.startswith(("#", "-", "extends")) or key.endswith(":") and "templates" not in key:
+        if (
+            ":" not in key
+            or key.startswith(("#", "-", "extends"))
+            or (key.endswith(":") and "templates" not in key)
+        ):
             continue
         if key in ("name: " + Path(name).name, "name: tip_adapter", "texts: {}"):
             continue
@@ -152,7 +155,9 @@ def test_own_method_files_and_modules():
 
 
 def test_grid_is_a_product_and_each_cell_knows_its_values():
-    cells = load("quickstart", ["seed=1,2,3", "method=coop,tip_adapter", "data.shots=4", "data.augment.scale=[0.5,1]"])
+    cells = load(
+        "quickstart", ["seed=1,2,3", "method=coop,tip_adapter", "data.shots=4", "data.augment.scale=[0.5,1]"]
+    )
     assert [c.cell for c in cells] == [
         {"seed": s, "method": m} for s in (1, 2, 3) for m in ("coop", "tip_adapter")
     ]  # fmt: skip
@@ -169,7 +174,9 @@ def test_commas_in_brackets_and_quotes_are_no_grid():
 
 
 def test_types_of_values():
-    recipe = load_recipe("quickstart", ["optim.lr=1e-3", "data.shots=all", "data.strict=yes", "trainer.gradient_clip=1"])
+    recipe = load_recipe(
+        "quickstart", ["optim.lr=1e-3", "data.shots=all", "data.strict=yes", "trainer.gradient_clip=1"]
+    )
     assert recipe.optim.lr == 0.001
     assert recipe.data.shots == "all"
     assert recipe.data.strict is True
@@ -201,11 +208,23 @@ def test_method_config_fills_the_methods_own_dataclass():
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
-        ("method.contxt_length=4", "command line: Key 'contxt_length' is not in 'method'. Did you mean: 'context_length'?"),
-        ("method.context_length=four", "command line: method.context_length must be a whole number; found 'four'"),
-        ("method.position=back", "command line: method.position must be one of end, middle, front; found 'back'"),
+        (
+            "method.contxt_length=4",
+            "command line: Key 'contxt_length' is not in 'method'. Did you mean: 'context_length'?",
+        ),
+        (
+            "method.context_length=four",
+            "command line: method.context_length must be a whole number; found 'four'",
+        ),
+        (
+            "method.position=back",
+            "command line: method.position must be one of end, middle, front; found 'back'",
+        ),
         ("method.scale=3", "command line: method.scale must be a list of numbers; found '3'"),
-        ("method.context_length=null", "command line: method.context_length must be a whole number, but it is empty"),
+        (
+            "method.context_length=null",
+            "command line: method.context_length must be a whole number, but it is empty",
+        ),
     ],
 )
 def test_method_config_errors_have_a_place(word, expected):
@@ -219,7 +238,9 @@ def test_method_config_errors_have_a_place(word, expected):
 def test_from_run(tmp_path):
     with pytest.raises(RunError, match=r"is not a run folder: it has no recipe\.yaml"):
         Recipe.from_run(tmp_path)
-    (tmp_path / "recipe.yaml").write_text(load_recipe("fish", ["method=tip_adapter"]).to_yaml(), encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(
+        load_recipe("fish", ["method=tip_adapter"]).to_yaml(), encoding="utf-8"
+    )
     recipe = Recipe.from_run(tmp_path, ["data.root=/elsewhere"])
     assert (recipe.name, recipe.data.root, recipe.method["name"]) == ("fish", "/elsewhere", "tip_adapter")
     assert load_recipe(str(tmp_path / "recipe.yaml")).name == "fish"

@@ -1,7 +1,6 @@
 """What is wrong in a recipe is said in one sentence, with its place."""
 
 import pytest
-
 from limpet.errors import LimpetError, RecipeError
 from limpet.recipe import load, load_recipe
 
@@ -25,24 +24,36 @@ def message(text, overrides=(), name="fish.yaml"):
     [
         ("seed: 1\n\n\noptim:\n  lrr: 3\n", "fish.yaml:5: Key 'lrr' is not in 'optim'. Did you mean: 'lr'?"),
         ("optimm:\n  lr: 3\n", "fish.yaml:1: Key 'optimm' is not in a recipe. Did you mean: 'optim'?"),
-        ("data:\n  augment:\n    vews: 3\n", "fish.yaml:3: Key 'vews' is not in 'data.augment'. Did you mean: 'views'?"),
+        (
+            "data:\n  augment:\n    vews: 3\n",
+            "fish.yaml:3: Key 'vews' is not in 'data.augment'. Did you mean: 'views'?",
+        ),
         ("optim:\n  lr: fast\n", "fish.yaml:2: optim.lr must be a number; found 'fast'"),
         ("optim:\n  lr:\n", "fish.yaml:2: optim.lr must be a number, but it is empty"),
         ("optim:\n  lr: .nan\n", "fish.yaml:2: optim.lr is nan; it must be a finite number"),
         ("optim:\n  lr: -1\n", "fish.yaml:2: optim.lr is -1.0; the least it can be is 0"),
-        ("optim:\n  name: sdg\n", "fish.yaml:2: optim.name is 'sdg', not one of sgd, adam, adamw. Did you mean 'sgd'?"),
+        (
+            "optim:\n  name: sdg\n",
+            "fish.yaml:2: optim.name is 'sdg', not one of sgd, adam, adamw. Did you mean 'sgd'?",
+        ),
         ("optim:\n  betas: [0.9, x]\n", "fish.yaml:2: optim.betas must be a list of numbers"),
         ("seed: 1.5\n", "fish.yaml:1: seed must be a whole number"),
         ("seed: true\n", "fish.yaml:1: seed must be a whole number"),
         ("seed: -1\n", "fish.yaml:1: seed is -1"),
         ("protocol: base2new\n", "fish.yaml:1: protocol is 'base2new', not one of all, base_to_new"),
-        ("trainer: fast\n", "fish.yaml:1: 'trainer' is a section. Write 'trainer: {name: fast}', or add 'trainer/fast'"),
+        (
+            "trainer: fast\n",
+            "fish.yaml:1: 'trainer' is a section. Write 'trainer: {name: fast}', or add 'trainer/fast'",
+        ),
         ("optim: fast\n", "fish.yaml:1: 'optim' is a section of keys; found 'fast'"),
         ("data:\n  root: [a, b]\n", "fish.yaml:2: data.root must be a text or null; found a list"),
         ("data:\n  name: folde\n", "fish.yaml:2: there is no data 'folde'. Did you mean 'folder'?"),
         ("data:\n  shots: many\n", "fish.yaml:2: data.shots is 'many'; it is a number from 1 on, or 'all'"),
         ("data:\n  shots: 0\n", "fish.yaml:2: data.shots is '0'"),
-        ("data:\n  augment:\n    preset: arial\n", "fish.yaml:3: data.augment.preset is 'arial', not one of natural, aerial"),
+        (
+            "data:\n  augment:\n    preset: arial\n",
+            "fish.yaml:3: data.augment.preset is 'arial', not one of natural, aerial",
+        ),
         ("data:\n  strict: maybe\n", "fish.yaml:2: data.strict must be true or false"),
         ("stream:\n  sessions: 3\n", "fish.yaml:2: this version of Limpet has no settings under 'stream'"),
         ("run:\n  name: a/b\n", "fish.yaml:2: run.name 'a/b' cannot be the name of a folder"),
@@ -61,8 +72,14 @@ def message(text, overrides=(), name="fish.yaml"):
         (b"seed: \xff\xfe\n", "fish.yaml is not a UTF-8 text file (byte 6)"),
         ("seed: \x01\n", "fish.yaml is not a YAML text"),
         ("extends: {a: b}\n", "fish.yaml:1: 'extends' is a list of recipe names"),
-        ("extends:\n  - base\n  - method/cop\n", "fish.yaml:3: There is no recipe 'method/cop'. Did you mean 'method/coop'?"),
-        ("extends: [fish.yaml]\n", "fish.yaml:1: the recipes extend each other in a circle (fish.yaml -> fish.yaml)"),
+        (
+            "extends:\n  - base\n  - method/cop\n",
+            "fish.yaml:3: There is no recipe 'method/cop'. Did you mean 'method/coop'?",
+        ),
+        (
+            "extends: [fish.yaml]\n",
+            "fish.yaml:1: the recipes extend each other in a circle (fish.yaml -> fish.yaml)",
+        ),
         ("optim:\n  lr: ${optim.lrr}\n", "fish.yaml:2: optim.lr: '${optim.lrr}' cannot be resolved"),
         ("optim:\n  lr: ${optim.lr}\n", "fish.yaml:2: optim.lr: '${optim.lr}' cannot be resolved"),
         ("optim:\n  lr: ${\n", "fish.yaml:2: optim.lr"),

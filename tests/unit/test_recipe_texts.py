@@ -3,7 +3,6 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from limpet.errors import RecipeError
 from limpet.recipe import Recipe, load, load_recipe
 
@@ -33,7 +32,9 @@ def test_file_keeps_the_text(tmp_path, trap):
 
 @pytest.mark.parametrize("trap", TRAPS)
 def test_command_line_keeps_the_text(trap):
-    recipe = load_recipe("quickstart", [f"classes.include=[{trap}, other]", f"classes.texts={{{trap}: [{trap}]}}"])
+    recipe = load_recipe(
+        "quickstart", [f"classes.include=[{trap}, other]", f"classes.texts={{{trap}: [{trap}]}}"]
+    )
     assert recipe.classes.include == [trap, "other"]
     assert recipe.classes.texts == {trap: [trap]}
 
@@ -64,7 +65,10 @@ def test_any_text_survives_saving(tmp_path_factory, names):
 def test_braces_commas_and_apostrophes_on_the_command_line():
     (recipe,) = load(
         "quickstart",
-        ['classes.templates=["a photo of a {}, a type of fish.", {} texture., a {}]', "classes.include=[Grevy's zebra, b]"],
+        [
+            'classes.templates=["a photo of a {}, a type of fish.", {} texture., a {}]',
+            "classes.include=[Grevy's zebra, b]",
+        ],
     )
     assert recipe.classes.templates == ["a photo of a {}, a type of fish.", "{} texture.", "a {}"]
     assert recipe.classes.include == ["Grevy's zebra", "b"]
@@ -75,7 +79,17 @@ def test_one_text_stands_for_a_list_of_one():
 
 
 def test_paths_are_plain_text():
-    for root in ("/data/fish #3", "C:\\photos", "/a: b/c", "@home", "*all*", "- x", "/x/[old] photos", "007", "no"):
+    for root in (
+        "/data/fish #3",
+        "C:\\photos",
+        "/a: b/c",
+        "@home",
+        "*all*",
+        "- x",
+        "/x/[old] photos",
+        "007",
+        "no",
+    ):
         assert load_recipe("fish", [f"data.root={root}"]).data.root == root
 
 
@@ -90,10 +104,16 @@ def test_null_is_no_value_for_single_texts(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("classes:\n  include:\n    - #1 fish\n", "my.yaml:3: classes.include has an empty text (a '#' begins a comment"),
+        (
+            "classes:\n  include:\n    - #1 fish\n",
+            "my.yaml:3: classes.include has an empty text (a '#' begins a comment",
+        ),
         ("classes:\n  include:\n    - a: b\n", "my.yaml:3: in classes.include, {'a': 'b'} is not a text"),
         ("classes:\n  include: {a: b}\n", "my.yaml:2: classes.include must be a list of texts or null"),
-        ("classes:\n  templates:\n    - 'a {}'\n    - a photo\n", "my.yaml:4: the template 'a photo' has no {}"),
+        (
+            "classes:\n  templates:\n    - 'a {}'\n    - a photo\n",
+            "my.yaml:4: the template 'a photo' has no {}",
+        ),
         ("classes:\n  templates: []\n", "my.yaml:2: classes.templates is empty"),
         ("classes:\n  templates: [a photo of a {}.]\n", "between double quotes"),
         ("classes:\n  include: [a, b, a]\n", "my.yaml:2: classes.include names 'a' twice"),
