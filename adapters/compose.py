@@ -286,9 +286,9 @@ def compose(name: str, overrides: Sequence[str] = ()) -> list[Composed]:
     path, shown = find_recipe(name)
     cells = grid(overrides)
     varied = {key for key in (k for k, _ in cells[0]) if len({dict(cell)[key] for cell in cells}) > 1}
+    layers = list(_layers(path, shown, frozenset()))
     result = []
     for cell in cells:
-        layers = list(_layers(path, shown, frozenset()))
         tree, notes = _apply(layers, cell, path.parent)
         values = {k: _grid_value(v) for k, v in cell if k in varied}
         result.append(Composed(path.stem, tree, tuple(notes), tuple(f"{k}={v}" for k, v in cell), values))
@@ -304,6 +304,9 @@ def _apply(layers: list[Layer], cell: Sequence[tuple[str, str]], near: Path) -> 
     over = Section({}, COMMAND_LINE)
     for key, value in cell:
         node = parse_value(value)
+        if isinstance(node, Scalar) and node.is_null and key in (*SWAPPED, *SHORTHANDS):
+            hint = " Write data.augment=none for no augmentation." if key == "data.augment" else ""
+            raise RecipeError(f"{COMMAND_LINE}: {key}={value} names nothing.{hint}")
         if isinstance(node, Scalar) and key in SWAPPED:
             layers, more = _swap(layers, key, node.text, near)
         elif isinstance(node, Scalar) and key == "backbone":

@@ -29,8 +29,8 @@ def problems() -> list[str]:
     for name, bad in MALICIOUS.items():
         if _version(name) in bad:
             found.append(
-                f"{name} {_version(name)} is a compromised release: uninstall it, change this machine's passwords "
-                "and tokens, then: pip install -U lightning"
+                f"{name} {_version(name)} is a compromised release: uninstall it, change this machine's "
+                "passwords and tokens, then: pip install -U lightning"
             )
     return found
 
@@ -84,5 +84,8 @@ def _gpu(torch: object) -> str:
 
 
 def _cache() -> str:
-    features = importlib.import_module(".features", __package__)
+    try:
+        features = importlib.import_module(".features", __package__)
+    except ImportError as err:
+        return f"unknown ({err})"
     return f"{features.cache_dir()} ({size(features.cache_size())})"

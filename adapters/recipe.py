@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from .compose import Composed, compose, find_recipe, packaged_folder, packaged_names
 from .emit import escape, lines, written
 from .errors import RecipeError, RunError, nearest
-from .nodes import Items, Node, Scalar, Section, plain_data
+from .nodes import Items, Node, Scalar, Section, describe, plain_data
 from .sections import (
     PROTOCOLS,
     BackboneConfig,
@@ -232,7 +232,9 @@ def _data_schema(tree: Section) -> type:
     """The dataclass of the data section, by `data.name`."""
     schemas: dict[str, type] = importlib.import_module(".datamodules.configs", __package__).SCHEMAS
     data = tree.items.get("data")
-    name = data.items.get("name") if isinstance(data, Section) else None
+    if data is not None and not isinstance(data, Section):
+        raise RecipeError(f"{data.origin}: 'data' is a section of keys; found {describe(data)}.")
+    name = data.items.get("name") if data is not None else None
     if not isinstance(name, Scalar) or not name.text:
         known = ", ".join(f"data/{schema}" for schema in sorted(schemas))
         raise RecipeError(f"{tree.origin}: data.name is missing: add one of {known} to 'extends'.")
@@ -296,11 +298,23 @@ def _check_values(filled: Any, tree: Section, origins: Mapping[str, str]) -> Non
             raise RecipeError(
                 f"{place}: data.{key} is '{word}', not one of {', '.join(known)}.{nearest(word, known)}"
             )
+    _check_pairs(filled, origins)
     shots = getattr(filled.data, "shots", "all")
     if shots != "all" and (isinstance(shots, bool) or not isinstance(shots, int) or shots < 1):
         raise RecipeError(
             f"{origins.get('data.shots')}: data.shots is '{shots}'; it is a number from 1 on, or 'all'."
         )
+
+
+def _check_pairs(filled: Any, origins: Mapping[str, str]) -> None:
+    """Two numbers each, in order: the crop's share of the image, the averaging of adam."""
+    scale = getattr(getattr(filled.data, "augment", None), "scale", [1.0, 1.0])
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        place = origins.get("data.augment.scale", "default")
+        raise RecipeError(f"{place}: data.augment.scale is {scale}; it is two shares of the image, like [0.5, 1.0].")
+    betas = filled.optim.betas
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise RecipeError(f"{origins['optim.betas']}: optim.betas is {betas}; it is two numbers below 1.")
 
 
 def _item_origin(tree: Section, key: str, index: int, origins: Mapping[str, str]) -> str:

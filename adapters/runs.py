@@ -17,7 +17,7 @@ _current: list[Path] = []
 
 def new_run_dir(recipe_name: str, base: Path | str = "runs") -> Path:
     """Make the next free folder `<base>/<recipe_name>/<nnn>`; two processes never get the same one."""
-    parent = Path(base) / recipe_name
+    parent = Path(base).expanduser() / recipe_name
     try:
         parent.mkdir(parents=True, exist_ok=True)
         numbers = [int(p.name) for p in parent.iterdir() if p.name.isdecimal()]

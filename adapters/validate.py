@@ -97,7 +97,7 @@ class _Filler:
             if not isinstance(node, Scalar):
                 hint = " (put it between quotes if it is a text)" if isinstance(node, Items | Section) else ""
                 raise RecipeError(f"{node.origin}: {wanted}; found {describe(node)}{hint}.")
-            value = None if node.is_null else node.text
+            value: Any = None if node.is_null else node.text
         else:
             value = plain_data(node)
             if isinstance(node, Section):
@@ -106,7 +106,7 @@ class _Filler:
             raise RecipeError(f"{node.origin}: {wanted}, but it is empty.")
         if value == "???":
             raise RecipeError(f"{node.origin}: {dotted} is still '???'; give its value.")
-        if kind in (float, float | None) and type(value) is int:
+        if plain is float and type(value) is int:
             value = float(value)
         elif plain == list[float] and isinstance(value, list):
             value = [float(v) if type(v) is int else v for v in value]

@@ -241,7 +241,8 @@ def test_commands_hand_over_what_was_said(monkeypatch, tmp_path):
     for module, name in (("grid", "fit_grid"), ("predict", "predict_command"), ("compare", "compare")):
         monkeypatch.setitem(sys.modules, f"limpet.{module}", types.SimpleNamespace(**{name: note(name)}))
     for words in (["fit", "fish"], ["fit", "fish", "seed=1,2"], ["check", "fish"], ["resume", "fish"],
-                  ["evaluate", "fish", "data.root=x"], ["predict", "fish", "new", "--out", "p.csv", "--top", "3"],
+                  ["evaluate", "fish", "data.root=x"],
+                  ["predict", "fish", "new", "--out", "p.csv", "--top=3"],
                   ["compare", "fish", "fish/001"]):  # fmt: skip
         assert main(words) == 0
     names = [name for name, _ in seen]

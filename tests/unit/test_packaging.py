@@ -78,7 +78,8 @@ def test_installed_wheel_finds_its_recipes(wheel, tmp_path):
     assert {p.name for p in target.iterdir() if p.suffix != ".dist-info"} <= {"limpet", "bin"}
     # No site packages: an editable install of this project must not answer in the wheel's place.
     path = os.pathsep.join([str(target), *_dependencies()])
-    code = "import limpet, sys; sys.stderr.write(limpet.__file__); from limpet.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import limpet, sys; print(limpet.__file__, file=sys.stderr); import limpet.cli; "
+    code += "sys.exit(limpet.cli.main(sys.argv[1:]))"
     environment = {**os.environ, "PYTHONPATH": path}
     shown = {}
     for words in (["recipes"], ["recipes", "show", "quickstart"], ["methods"]):

@@ -1,6 +1,7 @@
 """Extending, swapping, grids, origins, references, and the packaged recipes."""
 
 import dataclasses
+import itertools
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -50,7 +51,7 @@ def test_every_packaged_recipe_loads_and_round_trips(name, tmp_path):
 def test_every_key_of_a_packaged_recipe_has_a_comment(name):
     lines = (packaged_folder() / f"{name}.yaml").read_text("utf-8").splitlines()
     assert lines[0].startswith("# ")
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in itertools.pairwise(lines):
         key = line.strip()
         if (
             ":" not in key
@@ -196,8 +197,8 @@ def test_references_to_other_keys(tmp_path):
 
 
 def test_method_config_fills_the_methods_own_dataclass():
-    recipe = load_recipe("quickstart", ["method.init=no", "method.scale=[7,3]", "method.words=[no, 007, ${x}]",
-                                        "method.C=${optim.lr}", "method.class_specific=false"])  # fmt: skip
+    words = ["method.init=no", "method.scale=[7,3]", "method.words=[no, 007, ${x}]", "method.C=${optim.lr}"]
+    recipe = load_recipe("quickstart", [*words, "method.class_specific=false"])
     with pytest.raises(RecipeError, match="Key 'class_specific' is not in 'method'"):
         recipe.method_config(Config)
     del recipe.method_written.items["class_specific"]
@@ -252,3 +253,11 @@ def test_origins_are_shown():
     assert by_key["lr"].endswith("# command line")
     assert "# fish.yaml:" in by_key["pretrained"]
     assert all("#" in line for line in shown if not line.endswith(":") and "- " not in line)
+
+
+def test_a_cell_of_a_grid_is_the_recipe_with_its_words():
+    cells = load("fish", ["method=tip_adapter_f,coop,zero_shot", "seed=1,2", "backbone=limpet-tiny"])
+    for cell in cells:
+        alone = load_recipe("fish", [f"{k}={v}" for k, v in cell.cell.items()] + ["backbone=limpet-tiny"])
+        assert cell.to_dict() == alone.to_dict()
+        assert cell.notes == alone.notes

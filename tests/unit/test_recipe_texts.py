@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from limpet.errors import RecipeError
 from limpet.recipe import Recipe, load, load_recipe
 
-TRAPS = ["no", "yes", "on", "007", "1e3", "12:30", "null", "~", "${x}", "true", "1_000", "0x1F", "2024-01-01", ".5",
-         "-", "???", "Off", "+1", "1.10", ".nan", "NULL", "=", "<<"]  # fmt: skip
+TRAPS = ["no", "yes", "on", "007", "1e3", "12:30", "null", "~", "${x}", "true", "1_000", "0x1F", "2024-01-01",
+         ".5", "-", "???", "Off", "+1", "1.10", ".nan", "NULL", "=", "<<"]  # fmt: skip
 
 
 def write(folder, text, name="my.yaml"):
@@ -20,9 +20,9 @@ def write(folder, text, name="my.yaml"):
 def test_file_keeps_the_text(tmp_path, trap):
     path = write(
         tmp_path,
-        f"data: {{name: reef}}\nclasses:\n  include:\n    - {trap}\n    - other\n  base:\n    - {trap}\n  new: [b]\n"
+        f"data: {{name: reef}}\nclasses:\n  include:\n    - {trap}\n    - other\n"
+        f"  base:\n    - {trap}\n  new: [b]\n"
         f"  texts:\n    {trap if trap != '<<' else 'x'}:\n      - {trap}\n      - two\n"
-        f"data: ".removesuffix("data: "),
     )
     classes = load_recipe(path).classes
     assert classes.include == [trap, "other"]
