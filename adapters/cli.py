@@ -214,6 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result = app(words, prog_name="limpet", standalone_mode=False)
         code = result if isinstance(result, int) else 0
+        sys.stdout.flush()  # a closed pipe is noticed here, not when the interpreter ends
     except KeyboardInterrupt:
         interrupted.set()
         code = 130
