@@ -54,6 +54,7 @@ class Adapter(nn.Module):
     """
 
     task: ClassVar[str] = "classification"
+    keeps_towers: ClassVar[bool] = False  # whether the saved state holds trained towers (large)
 
     def __init__(self, config: Any) -> None:
         super().__init__()
