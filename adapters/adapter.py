@@ -183,6 +183,9 @@ class Adapter(nn.Module):
         """Training loss (a scalar): cross-entropy over all classes unless a method says otherwise."""
         return F.cross_entropy(self.logits(batch), batch["label"])
 
+    def epoch_ended(self, epoch: int, epochs: int) -> None:
+        """Called after epoch `epoch` (0-based) of `epochs`, before the checkpoint; what it keeps must be in the state."""
+
     # Answers
 
     def image_feature(self, batch: Batch) -> Tensor:

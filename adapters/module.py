@@ -56,6 +56,10 @@ class AdaptationModule(lightning.LightningModule):
             raise KeyError(f"'{self.adapter.name}' needs '{missing[0]}' in every batch; the data give: {', '.join(batch)}.")
         self._checked = True
 
+    def on_train_epoch_end(self) -> None:
+        """Tell the adapter, before any checkpoint is written."""
+        self.adapter.epoch_ended(self.current_epoch, int(self.trainer.max_epochs or 1))
+
     def configure_optimizers(self) -> Any:
         """Optimiser and, per epoch or step, its schedule."""
         optimiser = build_optimiser(self.adapter.learnable(), self.optim)

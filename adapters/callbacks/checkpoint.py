@@ -1,4 +1,7 @@
-"""Checkpoints at epoch ends: one to resume from, written atomically, and the best state on val in memory."""
+"""Checkpoints at epoch ends: one to resume from, written atomically, and the best state on val in memory.
+
+Both are Lightning `Checkpoint`s, which are called after the module's own epoch-end hook.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from ..adapter import Batch
@@ -17,7 +20,7 @@ from ..module import AdaptationModule
 from ..tasks.classification import evaluate
 
 
-class ResumeCheckpoint(Callback):
+class ResumeCheckpoint(Checkpoint):
     """Write `last.ckpt` at the end of every epoch: beside it first, then renamed, so a good one is never half replaced.
 
     Args:
@@ -38,7 +41,7 @@ class ResumeCheckpoint(Callback):
                 os.replace(beside, self.path)
 
 
-class KeepBest(Callback):
+class KeepBest(Checkpoint):
     """Remember the adapter's state with the best accuracy on val (`evaluate.select: val`); of equals the first is kept.
 
     Args:
