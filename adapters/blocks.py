@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import BackboneError
+
+if TYPE_CHECKING:
+    from .backbone import FrozenClip
+    from .backbone_spec import BackboneSpec
 
 Heads = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values, each (..., L, H, d)."""
@@ -201,3 +205,79 @@ def overwrite(x: Tensor, vectors: Tensor, slots: slice) -> Tensor:
             f"A deeper prompt has {new.shape[1]} tokens where the first has {stop - start}: all need the same number."
         )
     return torch.cat([x[:, :start], new, x[:, stop:]], dim=1)
+
+
+def image_problem(spec: BackboneSpec) -> str | None:
+    """Say in a sentence why image prompts and other changes inside the image tower are impossible, or None.
+
+    Callable before weights load.
+    """
+    kinds = {"resnet": "a ResNet", "timm": "a timm model"}
+    if spec.image_tower != "vit":
+        return f"The image tower of {spec.name} is {kinds[spec.image_tower]}; this needs one of open_clip's own ViT towers."
+    if spec.image_pool not in ("tok", "avg"):
+        return f"The image tower of {spec.name} pools by attention; this needs a tower that reads its class token or the mean."
+    if not spec.plain_attention:
+        return f"The image tower of {spec.name} uses a variant of attention that Limpet does not compute itself."
+    return None
+
+
+def image_features(
+    backbone: FrozenClip, images: Tensor, prompts: Sequence[Tensor] = (), *, seams: Seams = PLAIN
+) -> Tensor:
+    """Image features of a native ViT tower, with prompt tokens and changes inside its blocks.
+
+    Args:
+        backbone: whose image tower is used; gradients flow to prompts and to what the seams bring in.
+        images: network input (B, 3, H, W).
+        prompts: the first (n, W) or (B, n, W) goes behind the patch tokens, before `ln_pre` and without a position;
+            the following ones overwrite the last n tokens as they are, before block 1, 2, ...
+        seams: the adapter's changes inside attention.
+
+    Returns:
+        Features (B, D), not normalised.
+
+    Raises:
+        BackboneError: a tower this cannot be done on, or more prompts than blocks.
+    """
+    problem = image_problem(backbone.spec)
+    visual = backbone.model.visual
+    if problem is None:
+        wrapped = next((p for p in map(attention_problem, visual.transformer.resblocks) if p), None)
+        problem = f"The image tower of {backbone.spec.name} cannot be changed: {wrapped}." if wrapped else None
+    if problem is not None:
+        raise BackboneError(problem)
+    x = visual._embeds(images.to(backbone.device, backbone.dtype))
+    places = x.shape[1]
+    slots = None
+    if prompts:
+        first = prompts[0].to(x.dtype).expand(x.shape[0], -1, -1)
+        x = torch.cat([x, visual.ln_pre(first)], 1)
+        slots = slice(places, x.shape[1])
+    # Only the pooled tokens' outputs are read, so the last block computes nothing else.
+    keep = slice(0, 1) if visual.pool_type == "tok" else slice(0, places)
+    x = run(visual.transformer.resblocks, x, deep=prompts[1:], slots=slots, keep=keep, seams=seams)
+    pooled, _ = visual._pool(x)
+    return pooled if visual.proj is None else pooled @ visual.proj
+
+
+def image_tokens(backbone: FrozenClip, images: Tensor) -> Tensor:
+    """Patch tokens (B, P, W) of network input (B, 3, H, W) behind the last block of any image tower."""
+    visual = backbone.model.visual
+    kind = backbone.spec.image_tower
+    if kind == "vit":
+        x = visual.transformer(visual._embeds(images))
+        x = x if visual.attn_pool is not None else visual.ln_post(x)
+        tokens: Tensor = x[:, 1:]
+        return tokens
+    if kind == "resnet":
+        x = visual.stem(images)
+        for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+            x = stage(x)
+    else:
+        x = visual.trunk.forward_features(images)
+    if x.ndim == 4:
+        if kind == "timm" and getattr(visual.trunk, "output_fmt", "NCHW") == "NHWC":
+            return x.flatten(1, 2)
+        return x.flatten(2).transpose(1, 2)
+    return x[:, getattr(visual.trunk, "num_prefix_tokens", 0) :]
