@@ -74,6 +74,11 @@ class Adapter(nn.Module):
         return None
 
     @classmethod
+    def variant(cls, config: Any) -> str:
+        """Name of this configuration in tables: that of its recipe in recipes/method."""
+        return cls.__module__.rpartition(".")[2]
+
+    @classmethod
     def needs(cls, config: Any, spec: BackboneSpec) -> Needs:
         """What of an image the method reads: frozen "features" or "patches" (both cacheable) or "images"."""
         return "features"

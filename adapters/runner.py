@@ -197,7 +197,7 @@ def metrics_of(session: Session, data: Any, manifest: dict[str, Any], spaces: Sp
         "format": 1,
         "limpet": __version__,
         "recipe": recipe.name,
-        "method": recipe.method.get("recipe", recipe.method["name"]),
+        "method": adapter.variant(adapter.config),
         "backbone": session.backbone.spec.name,
         "fingerprint": session.backbone.fingerprint,
         "protocol": recipe.protocol,

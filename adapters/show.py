@@ -29,7 +29,7 @@ def plan(session: Session, manifest: Mapping[str, Any] | None = None) -> None:
     manifest = manifest or session.data.manifest()
     spec, samples = backbone.spec, session.data.samples
     trained = sum(p.numel() for p in adapter.learnable())
-    frozen = backbone.parameter_count()
+    frozen = sum(p.numel() for p in backbone.model.parameters())
     source = f"{spec.name}" + (f" / {spec.pretrained}" if spec.pretrained else "")
     base, every = len(session.training_classes), len(session.classes)
     classes = f"{base} base + {every - base} new" if recipe.protocol == "base_to_new" else str(every)

@@ -12,13 +12,11 @@ from torch import Tensor, nn
 
 from ..adapter import Adapter, NewClass
 from ..errors import NeedsImages, RecipeError
-from ..prompting import PromptEncoder, init_words, unsupported
+from ..prompting import POSITIONS, PromptEncoder, init_words, support
 
 if TYPE_CHECKING:
     from ..backbone_spec import BackboneSpec
     from ..classes import ClassSet
-
-POSITIONS = ("end", "middle", "front")
 
 
 @dataclass
@@ -50,7 +48,7 @@ class CoOp(Adapter):
     @classmethod
     def supports(cls, config: Config, spec: BackboneSpec) -> str | None:
         """Needs a text tower that can be entered with embeddings."""
-        return unsupported(spec, "coop")
+        return support(spec)
 
     @classmethod
     def trainable(cls, config: Config, spec: BackboneSpec) -> bool:

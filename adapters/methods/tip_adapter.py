@@ -54,6 +54,11 @@ class TipAdapter(Adapter):
     beta: Tensor
 
     @classmethod
+    def variant(cls, config: Config) -> str:
+        """With trained keys it is Tip-Adapter-F."""
+        return "tip_adapter_f" if config.finetune else "tip_adapter"
+
+    @classmethod
     def trainable(cls, config: Config, spec: BackboneSpec) -> bool:
         """Only the F variant trains its keys."""
         return config.finetune

@@ -9,7 +9,7 @@ from limpet.runner import with_features
 from limpet.session import prepare
 
 PLUMBING = [
-    "protocol=all", "data.shots=4", "data.batch_size=8", "data.test_count=4", "data.val_count=4", "classes.first=4",
+    "protocol=all", "data.shots=4", "data.batch_size=8", "data.test=4", "data.val=4", "classes.first=4",
     "data.augment.preset=none", "data.augment.views=1", "trainer.accelerator=cpu",
 ]  # fmt: skip
 

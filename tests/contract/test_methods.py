@@ -146,7 +146,7 @@ def test_overfits_eight_images(build, method):
 
 def test_a_resumed_run_equals_an_uninterrupted_one(method, tmp_path, monkeypatch):
     monkeypatch.setenv("LIMPET_CACHE", str(tmp_path / "cache"))
-    settings = [f"method={method}", "protocol=all", "data.shots=2", "data.test_count=2", "data.val_count=2", "classes.first=4",
+    settings = [f"method={method}", "protocol=all", "data.shots=2", "data.test=2", "data.val=2", "classes.first=4",
                 "data.augment.preset=none", "data.augment.views=1", "trainer.epochs=2", "data.batch_size=4"]  # fmt: skip
     (recipe,) = load("quickstart", settings)
     whole = run(recipe, tmp_path / "whole")
