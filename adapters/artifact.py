@@ -59,7 +59,9 @@ def save(adapter: Adapter, run_dir: str | Path, info: Mapping[str, Any] | None =
     tensors = {}
     for name, value in adapter.state_dict().items():
         if not hasattr(value, "detach"):
-            raise ArtifactError(f"The state {name!r} of method {adapter.name!r} is not a tensor and cannot be saved.")
+            raise ArtifactError(
+                f"The state {name!r} of method {adapter.name!r} is not a tensor and cannot be saved."
+            )
         tensors[name] = value.detach().cpu().contiguous().clone()
     parent = Path(run_dir) / "adapter"
     beside = parent / f".unfinished-{uuid.uuid4().hex[:8]}"
@@ -116,7 +118,9 @@ def locate(path: str | Path, version: int | None = None) -> Path:
         raise ArtifactError(f"{path} has no adapter of version {version}; it has {have}.")
     if not found:
         why = "does not exist" if not path.exists() else f"holds neither {INFO} nor adapter/v1"
-        raise ArtifactError(f"No adapter found: {path} {why}. Give the folder of a finished run, or adapter/vN in it.")
+        raise ArtifactError(
+            f"No adapter found: {path} {why}. Give the folder of a finished run, or adapter/vN in it."
+        )
     return found[-1][1]
 
 
@@ -130,7 +134,9 @@ def load_info(path: str | Path, version: int | None = None) -> dict[str, Any]:
     try:
         info = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{file} cannot be read: {error}. Copy the artefact again from its source.") from None
+        raise ArtifactError(
+            f"{file} cannot be read: {error}. Copy the artefact again from its source."
+        ) from None
     number = info.get("format") if isinstance(info, dict) else None
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise ArtifactError(f"{file} is not the description of a Limpet adapter: it has no format number.")
@@ -157,7 +163,11 @@ def load_info(path: str | Path, version: int | None = None) -> dict[str, Any]:
 
 
 def load(
-    path: str | Path, backbone: Any = None, version: int | None = None, device: str = "cpu", plugins: bool = True
+    path: str | Path,
+    backbone: Any = None,
+    version: int | None = None,
+    device: str = "cpu",
+    plugins: bool = True,
 ) -> Adapter:
     """Rebuild an adapter from an artefact.
 
@@ -180,7 +190,9 @@ def load(
     method = info["method"]["name"]
     if ":" in method:
         if not plugins:
-            raise ArtifactError(f"The adapter in {folder} needs the method {method}, and plugins are not allowed here.")
+            raise ArtifactError(
+                f"The adapter in {folder} needs the method {method}, and plugins are not allowed here."
+            )
         warnings.warn(f"The adapter in {folder} is of the method {method}, code of your own, which is imported now.",
                       UserWarning, stacklevel=2)  # fmt: skip
     kind = adapters.find(method)
@@ -199,7 +211,9 @@ def load(
         built.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         detail = " ".join(str(error).split())
-        raise ArtifactError(f"The tensors in {folder / TENSORS} do not fit {INFO} beside it: {detail}") from None
+        raise ArtifactError(
+            f"The tensors in {folder / TENSORS} do not fit {INFO} beside it: {detail}"
+        ) from None
     built.eval()
     return built
 
@@ -210,7 +224,10 @@ def check_backbone(info: Mapping[str, Any], backbone: Any, where: Path | str = "
     Raises:
         ArtifactError: If weights, activation, sizes, preprocessing or tokenizer differ.
     """
-    recorded = {**info["backbone"]["spec"], **{k: info["backbone"].get(k) for k in ("fingerprint", "tokenizer")}}
+    recorded = {
+        **info["backbone"]["spec"],
+        **{k: info["backbone"].get(k) for k in ("fingerprint", "tokenizer")},
+    }
     present = _backbone(backbone)
     now = {**present["spec"], **{k: present[k] for k in ("fingerprint", "tokenizer")}}
     differing = [
@@ -243,7 +260,9 @@ def config_class(kind: type[Any]) -> type[Any]:
     """Return the module-level dataclass `Config` of a method."""
     import sys
 
-    found = getattr(sys.modules.get(kind.__module__), "Config", None) or kind.__init__.__globals__.get("Config")
+    found = getattr(sys.modules.get(kind.__module__), "Config", None) or kind.__init__.__globals__.get(
+        "Config"
+    )
     if not dataclasses.is_dataclass(found):
         raise ArtifactError(f"The method {kind.__name__} has no module-level dataclass Config.")
     return found  # type: ignore[return-value]
@@ -328,7 +347,9 @@ def _read_tensors(folder: Path, info: Mapping[str, Any]) -> dict[str, Any]:
     try:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:
-        raise ArtifactError(f"{file} cannot be read: {error.strerror}. Copy the whole artefact folder.") from None
+        raise ArtifactError(
+            f"{file} cannot be read: {error.strerror}. Copy the whole artefact folder."
+        ) from None
     if digest != info["tensors"]["sha256"]:
         raise ArtifactError(f"{file} is damaged or not the file that belongs to {INFO}: its SHA-256 differs.")
     try:

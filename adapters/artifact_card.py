@@ -11,7 +11,12 @@ classifier = Classifier.load("{folder}")
 for prediction in classifier.predict(["photo.jpg"]):
     print(prediction.label, prediction.probability, prediction.error)
 """
-_SPACES = {"all": "all classes", "base": "base classes", "new": "new classes", "joint": "base and new together"}
+_SPACES = {
+    "all": "all classes",
+    "base": "base classes",
+    "new": "new classes",
+    "joint": "base and new together",
+}
 
 
 def card(content: Mapping[str, Any]) -> str:
@@ -42,7 +47,17 @@ def card(content: Mapping[str, Any]) -> str:
         "Libraries": ", ".join(f"{name} {number}" for name, number in content["libraries"].items()),
     }
     lines += [f"| {key} | {_code(value)} |" for key, value in facts.items() if value is not None]
-    lines += ["", "## Load it", "", "In this folder:", "", "```python", LOADING.format(folder=".").rstrip(), "```", ""]
+    lines += [
+        "",
+        "## Load it",
+        "",
+        "In this folder:",
+        "",
+        "```python",
+        LOADING.format(folder=".").rstrip(),
+        "```",
+        "",
+    ]
     lines += _results(info.get("metrics"))
     lines += ["## Classes", "", ", ".join(_code(name) for name in names[:200])]
     if len(names) > 200:
@@ -63,12 +78,20 @@ def _results(metrics: Any) -> list[str]:
     results = metrics.get("results") if isinstance(metrics, Mapping) else None
     if not results:
         return []
-    lines = ["## Results on the test images", "", "| Classes | Images | Accuracy | Balanced accuracy | Macro F1 |"]
+    lines = [
+        "## Results on the test images",
+        "",
+        "| Classes | Images | Accuracy | Balanced accuracy | Macro F1 |",
+    ]
     lines.append("| --- | --- | --- | --- | --- |")
     for space, values in results.items():
-        cells = [f"{100 * values[key]:.1f} %" if key in values else "" for key in ("accuracy", "balanced_accuracy")]
+        cells = [
+            f"{100 * values[key]:.1f} %" if key in values else "" for key in ("accuracy", "balanced_accuracy")
+        ]
         f1 = f"{100 * values['macro_f1']:.1f} %" if "macro_f1" in values else ""
-        lines.append(f"| {_SPACES.get(space, space)} | {values.get('images', '')} | {' | '.join(cells)} | {f1} |")
+        lines.append(
+            f"| {_SPACES.get(space, space)} | {values.get('images', '')} | {' | '.join(cells)} | {f1} |"
+        )
     return [*lines, ""]
 
 

@@ -216,7 +216,9 @@ def as_csv(rows: Sequence[Row]) -> str:
     for row in rows:
         group = [cell(row.group[name]) for name in _GROUP]
         for number, seed in enumerate(row.seeds):
-            values = [row.values[c][number] if len(row.values.get(c, ())) == len(row.seeds) else "" for c in columns]
+            values = [
+                row.values[c][number] if len(row.values.get(c, ())) == len(row.seeds) else "" for c in columns
+            ]
             writer.writerow([*group, seed, 1, *values, cell(row.runs[number])])
         for what, numbers in (("mean", map(row.mean, columns)), ("sd", map(row.sd, columns))):
             writer.writerow([*group, what, len(row.seeds), *("" if x is None else x for x in numbers), ""])
@@ -255,7 +257,9 @@ def _group(run: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _row(key: tuple[str, ...], seeds: Mapping[Any, Mapping[str, Any]], source: str | None = None) -> Row:
     row = Row(dict(zip(_GROUP, key, strict=True)))
-    for seed, run in sorted(seeds.items(), key=lambda item: (isinstance(item[0], str), str(item[0]).zfill(20))):
+    for seed, run in sorted(
+        seeds.items(), key=lambda item: (isinstance(item[0], str), str(item[0]).zfill(20))
+    ):
         row.seeds.append(seed)
         row.runs.append(str(run.get("run", "")))
         results = run.get("results", {}) if source is None else run[source]

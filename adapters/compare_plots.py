@@ -16,7 +16,9 @@ def shots_curve(rows: Sequence[Row]) -> bytes | None:
     """Return a PNG of the headline accuracy over shots, a line per method; None unless shots differ."""
     curves: dict[str, list[tuple[int, float, float]]] = {}
     flat: dict[str, float] = {}
-    column = next((c for c in ("accuracy", "harmonic_mean", "base") if any(r.values.get(c) for r in rows)), None)
+    column = next(
+        (c for c in ("accuracy", "harmonic_mean", "base") if any(r.values.get(c) for r in rows)), None
+    )
     if column is None:
         return None
     where = {key: len({r.group[key] for r in rows}) > 1 for key in ("recipe", "backbone")}
@@ -27,7 +29,9 @@ def shots_curve(rows: Sequence[Row]) -> bytes | None:
         name = " ".join([row.group["method"], *(row.group[key] for key, many in where.items() if many)])
         name = f"{name} {row.group['variant']}".strip()
         if row.group["shots"].isdigit() and row.group["method"] != "zero_shot":
-            curves.setdefault(name, []).append((int(row.group["shots"]), 100 * mean, 100 * (row.sd(column) or 0)))
+            curves.setdefault(name, []).append(
+                (int(row.group["shots"]), 100 * mean, 100 * (row.sd(column) or 0))
+            )
         elif row.group["method"] == "zero_shot":
             flat[name] = 100 * mean
     if len({shots for points in curves.values() for shots, _, _ in points}) < 2:
@@ -45,7 +49,9 @@ def shots_curve(rows: Sequence[Row]) -> bytes | None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(every, [str(shots) for shots in every])
     axes.set_xlabel("images per class (shots)")
-    axes.set_ylabel("harmonic mean of base and new, %" if column == "harmonic_mean" else f"{column} %, test images")
+    axes.set_ylabel(
+        "harmonic mean of base and new, %" if column == "harmonic_mean" else f"{column} %, test images"
+    )
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     buffer = io.BytesIO()
@@ -54,7 +60,11 @@ def shots_curve(rows: Sequence[Row]) -> bytes | None:
 
 
 def page(
-    rows: Sequence[Row], labels: Sequence[str], columns: Sequence[str], notes: Sequence[str], picture: bytes | None
+    rows: Sequence[Row],
+    labels: Sequence[str],
+    columns: Sequence[str],
+    notes: Sequence[str],
+    picture: bytes | None,
 ) -> str:
     """Return the comparison as one HTML page without outside references."""
     from .compare import COLUMNS, each_seed

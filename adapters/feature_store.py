@@ -120,7 +120,9 @@ class FeatureStore:
         described = json.dumps({**space, "width": width, "dtype": dtype}, sort_keys=True, ensure_ascii=False)
         self._described = described
         self.folder = cache_dir() / "features" / hashlib.sha256(described.encode()).hexdigest()[:32]
-        self._shards: dict[str, tuple[Array, Array, Array]] = {}  # file name or a made-up one -> keys, sums, rows
+        self._shards: dict[
+            str, tuple[Array, Array, Array]
+        ] = {}  # file name or a made-up one -> keys, sums, rows
         self._pending: list[tuple[bytes, Array]] = []
         self._pending_bytes = 0
 
@@ -143,7 +145,9 @@ class FeatureStore:
                 continue
             at, open_ = at[hit], open_[hit]
             good = np.fromiter(
-                (_checksum(key, rows[i]) == sums[i] for key, i in zip(wanted[open_], at, strict=True)), bool, len(at)
+                (_checksum(key, rows[i]) == sums[i] for key, i in zip(wanted[open_], at, strict=True)),
+                bool,
+                len(at),
             )
             if not good.all():
                 warn_once(f"The cache file {self.folder / name} is damaged; its features are computed again.")
@@ -168,7 +172,9 @@ class FeatureStore:
         self._pending, self._pending_bytes = [], 0
         keys = np.array(sorted(pending), dtype=KEY)
         rows = np.stack([pending[key] for key in sorted(pending)])
-        sums = np.array([_checksum(key, row) for key, row in zip(sorted(pending), rows, strict=True)], np.uint32)
+        sums = np.array(
+            [_checksum(key, row) for key, row in zip(sorted(pending), rows, strict=True)], np.uint32
+        )
         name = uuid.uuid4().hex + _SHARD
         try:
             self._write(name, keys, sums, rows)

@@ -63,7 +63,9 @@ class CachedFeatures:
         self._rows: dict[tuple[str, int | None], Rows] = {}
         self._stores: dict[bool, FeatureStore] = {}
         self._dropped: list[str] = []
-        datamodule.set_transforms(backbone.transform(train=True, augment=augment), backbone.transform(train=False))
+        datamodule.set_transforms(
+            backbone.transform(train=True, augment=augment), backbone.transform(train=False)
+        )
 
     # -- what the data module says --------------------------------------------------------------------------
 
@@ -180,11 +182,15 @@ class CachedFeatures:
             num_workers=int(getattr(self.config, "num_workers", 0)),
             collate_fn=_collate_of(self.datamodule, dataset),
         )
-        what = f"Computing features: {split}" + ("" if view is None else f", view {view + 1} of {self.view_count}")
+        what = f"Computing features: {split}" + (
+            "" if view is None else f", view {view + 1} of {self.view_count}"
+        )
         with Progress(what, len(missing), self.progress) as progress, torch.inference_mode():
             for batch in loader:
                 if batch and len(batch["path"]):
-                    encoded = self.backbone.encode_image(batch["image"].to(self.backbone.device), normalize=False)
+                    encoded = self.backbone.encode_image(
+                        batch["image"].to(self.backbone.device), normalize=False
+                    )
                     indices = [int(i) for i in batch["index"]]
                     keys = [key_of[pair] for pair in zip(batch["path"], indices, strict=True)]
                     store.add(keys, encoded.to("cpu", getattr(torch, str(store.dtype))).numpy())
@@ -199,7 +205,10 @@ class CachedFeatures:
                 "format": _FORMAT,
                 "fingerprint": self.backbone.fingerprint,
                 # what the same weights can be run with; heads are not in their shapes
-                "model": {k: getattr(spec, k, None) for k in ("activation", "precision", "vision_heads", "image_size")},
+                "model": {
+                    k: getattr(spec, k, None)
+                    for k in ("activation", "precision", "vision_heads", "image_size")
+                },
                 "preprocessing": spec.preprocessing,
                 "layer": "output",
                 "normalised": False,
@@ -219,8 +228,15 @@ class CachedFeatures:
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches in the data module's own training order; epoch e serves view e mod V."""
         reference = self.datamodule.train_dataloader()
-        batches = TrainBatches(reference.sampler, reference.batch_size, reference.drop_last, self.kept("train"))
-        return DataLoader(FeatureBatches(self, "train", self.view_count), batch_size=None, sampler=batches, collate_fn=as_it_is)
+        batches = TrainBatches(
+            reference.sampler, reference.batch_size, reference.drop_last, self.kept("train")
+        )
+        return DataLoader(
+            FeatureBatches(self, "train", self.view_count),
+            batch_size=None,
+            sampler=batches,
+            collate_fn=as_it_is,
+        )
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Plain view of the validation split, in order."""

@@ -50,7 +50,11 @@ def image_keys(samples: Sequence[S], compute: Callable[[S], str], kind: str = ""
             continue
         try:
             stat = sample.file.stat()
-            stamps[number] = (f"{kind}\0{sample.file.absolute()}\0{sample.path}", stat.st_size, stat.st_mtime_ns)
+            stamps[number] = (
+                f"{kind}\0{sample.file.absolute()}\0{sample.path}",
+                stat.st_size,
+                stat.st_mtime_ns,
+            )
         except (OSError, ValueError):
             continue
     known = _recall([stamp[0] for stamp in stamps.values()])
@@ -98,7 +102,9 @@ def _recall(names: list[str]) -> dict[str, tuple[int, int, str]]:
                 chunk = names[start : start + _CHUNK]
                 marks = ",".join("?" * len(chunk))
                 query = f"select name, size, modified, key from keys where name in ({marks})"
-                found.update({name: (size, when, key) for name, size, when, key in connection.execute(query, chunk)})
+                found.update(
+                    {name: (size, when, key) for name, size, when, key in connection.execute(query, chunk)}
+                )
     except (sqlite3.Error, OSError, UnicodeError) as error:
         _do_without(error)
         return {}
@@ -118,7 +124,9 @@ def _remember(rows: list[tuple[str, int, int, str | None]]) -> None:
 def _do_without(error: Exception) -> None:
     """Remembering is a convenience: without it, files are hashed again. A damaged database is started anew."""
     path = cache_dir() / "keys.sqlite"
-    if type(error) is sqlite3.DatabaseError:  # "not a database" or "malformed"; locks and full disks are subclasses
+    if (
+        type(error) is sqlite3.DatabaseError
+    ):  # "not a database" or "malformed"; locks and full disks are subclasses
         try:
             path.unlink(missing_ok=True)
         except OSError:

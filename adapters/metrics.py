@@ -70,7 +70,9 @@ def calibration_error(probability: Tensor, labels: Tensor, bins: int = ECE_BINS)
     from torchmetrics.functional.classification import multiclass_calibration_error
 
     classes = probability.shape[1]
-    return float(multiclass_calibration_error(probability, labels, num_classes=classes, n_bins=bins, norm="l1"))
+    return float(
+        multiclass_calibration_error(probability, labels, num_classes=classes, n_bins=bins, norm="l1")
+    )
 
 
 def per_class(predicted: Tensor, labels: Tensor, classes: int) -> list[ClassScore]:
@@ -110,7 +112,11 @@ def _checked(probability: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     if not len(labels):
         raise ValueError("There are no test images to measure on.")
     if int(labels.min()) < 0 or int(labels.max()) >= probability.shape[1]:
-        raise ValueError(f"Labels must be 0..{probability.shape[1] - 1}; got {int(labels.min())}..{int(labels.max())}.")
+        raise ValueError(
+            f"Labels must be 0..{probability.shape[1] - 1}; got {int(labels.min())}..{int(labels.max())}."
+        )
     if not torch.isfinite(probability).all():
-        raise ValueError("Some probabilities are not numbers; the training diverged. Try a lower learning rate.")
+        raise ValueError(
+            "Some probabilities are not numbers; the training diverged. Try a lower learning rate."
+        )
     return probability.clamp(0, 1), labels

@@ -35,13 +35,17 @@ def find_images(path: str) -> list[str]:
     if place.is_dir():
         found = list(_below(place))
         if not found:
-            raise LimpetError(f"No images found in {place}: looked below it for {', '.join(sorted(SUFFIXES))}.")
+            raise LimpetError(
+                f"No images found in {place}: looked below it for {', '.join(sorted(SUFFIXES))}."
+            )
         return found
     matches = sorted(glob.glob(str(place), recursive=True))
     found = [name for name in matches if Path(name).is_file()]
     found += [name for folder in matches if Path(folder).is_dir() for name in _below(Path(folder))]
     if not found:
-        raise LimpetError(f"No images found: {path} is neither a file nor a folder, and as a pattern it matches none.")
+        raise LimpetError(
+            f"No images found: {path} is neither a file nor a folder, and as a pattern it matches none."
+        )
     return list(dict.fromkeys(found))
 
 
@@ -79,7 +83,9 @@ def predict_command(
     try:
         first, broken = _write(classifier, images, target, top)
     except OSError as error:
-        raise LimpetError(f"The predictions cannot be written to {target}: {error.strerror or error}.") from None
+        raise LimpetError(
+            f"The predictions cannot be written to {target}: {error.strerror or error}."
+        ) from None
     seconds = time.perf_counter() - started
     _show(console, classifier, first, len(images))
     console.print(f"{len(images)} images in {seconds:.1f} s ({len(images) / max(seconds, 1e-9):.0f} a second)",
@@ -108,7 +114,10 @@ def _write(
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
     try:
-        with beside.open("w", newline="", encoding="utf-8") as file, Progress("Predicting", len(images)) as progress:
+        with (
+            beside.open("w", newline="", encoding="utf-8") as file,
+            Progress("Predicting", len(images)) as progress,
+        ):
             writer = csv.writer(file)
             writer.writerow(header)
             for prediction in classifier.predict(images, top=top):
@@ -119,7 +128,12 @@ def _write(
                     writer.writerow([cell(path)] + [""] * (len(header) - 1))
                 else:
                     label = str(prediction.label)
-                    row = [cell(path), cell(label), cell(classifier.text(label)), f"{prediction.probability:.6f}"]
+                    row = [
+                        cell(path),
+                        cell(label),
+                        cell(classifier.text(label)),
+                        f"{prediction.probability:.6f}",
+                    ]
                     for name, probability in prediction.top[1:]:
                         row += [cell(name), f"{probability:.6f}"]
                     writer.writerow(row)

@@ -130,7 +130,9 @@ def _headline(metrics: Mapping[str, Any], wrong: Sequence[Row], shown: Sequence[
         for key, name in names.items():
             card(name, results[space].get(key), (zero.get(space) or {}).get(key))
     if shown:
-        cards.append({"name": "wrong answers", "value": str(len(wrong)), "note": f"of {len(shown)} test images"})
+        cards.append(
+            {"name": "wrong answers", "value": str(len(wrong)), "note": f"of {len(shown)} test images"}
+        )
     return cards
 
 
@@ -144,7 +146,10 @@ def _table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     zero = metrics.get("zero_shot") or {}
     for space, values in metrics["results"].items():
-        for who, numbers in ((metrics.get("method", "this run"), values), ("without training", zero.get(space))):
+        for who, numbers in (
+            (metrics.get("method", "this run"), values),
+            ("without training", zero.get(space)),
+        ):
             if numbers and not (who == "without training" and metrics.get("method") == "zero_shot"):
                 cells = [
                     "" if not isinstance(numbers.get(k), int | float) else f"{100 * numbers[k]:.1f}"
@@ -166,13 +171,17 @@ def _bars(rows: Sequence[Row], metrics: Mapping[str, Any]) -> list[dict[str, Any
         spaces.remove("joint")  # the same classes once more
     for space in spaces:
         members = [row for row in rows if row["space"] == space]
-        counted = sorted((row for row in members if row["accuracy"]), key=lambda row: _number(row["accuracy"]))
+        counted = sorted(
+            (row for row in members if row["accuracy"]), key=lambda row: _number(row["accuracy"])
+        )
         bars = [
             {
                 "name": row["text"] or row["class"],
                 "title": row["class"],
                 "percent": f"{100 * _number(row['accuracy']):.1f}",
-                "zero": f"{100 * _number(row['zero_shot_accuracy']):.1f}" if row["zero_shot_accuracy"] else None,
+                "zero": f"{100 * _number(row['zero_shot_accuracy']):.1f}"
+                if row["zero_shot_accuracy"]
+                else None,
                 "images": row["images"],
             }
             for row in counted[:_BARS]
@@ -186,7 +195,9 @@ def _bars(rows: Sequence[Row], metrics: Mapping[str, Any]) -> list[dict[str, Any
 
 def _matrix(rows: Sequence[Row], texts: Mapping[str, str]) -> dict[str, Any] | None:
     """The confusion matrix, where it is small enough to be read."""
-    names = list(dict.fromkeys([*texts, *(row["label"] for row in rows), *(row["predicted"] for row in rows)]))
+    names = list(
+        dict.fromkeys([*texts, *(row["label"] for row in rows), *(row["predicted"] for row in rows)])
+    )
     names = [name for name in names if any(name in (row["label"], row["predicted"]) for row in rows)]
     if not 2 <= len(names) <= _MATRIX:
         return None

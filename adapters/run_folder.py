@@ -18,7 +18,9 @@ def is_finished(folder: Path) -> bool:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder holds a run, finished or not."""
-    return any((folder / name).is_file() for name in (METRICS, "recipe.yaml")) or (folder / "adapter").is_dir()
+    return (
+        any((folder / name).is_file() for name in (METRICS, "recipe.yaml")) or (folder / "adapter").is_dir()
+    )
 
 
 def find_run(reference: str | Path, root: str | Path = "runs") -> Path:
@@ -74,7 +76,9 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     """
     path = folder / METRICS
     if not path.is_file():
-        raise RunError(f"The run {folder} is not finished (it has no {METRICS}). Go on with: limpet resume {folder}")
+        raise RunError(
+            f"The run {folder} is not finished (it has no {METRICS}). Go on with: limpet resume {folder}"
+        )
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -82,7 +86,9 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     if not isinstance(metrics, dict) or not isinstance(metrics.get("results"), dict):
         raise RunError(f"{path} does not hold the results of a run.")
     if metrics.get("format", 1) != 1:
-        raise RunError(f"{path} has format {metrics['format']}; this Limpet reads format 1. Install a newer Limpet.")
+        raise RunError(
+            f"{path} has format {metrics['format']}; this Limpet reads format 1. Install a newer Limpet."
+        )
     return metrics
 
 
