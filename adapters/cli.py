@@ -1,6 +1,309 @@
-"""The `limpet` command."""
+"""The `limpet` command: thin; each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .errors import LimpetError, nearest
+from .screens import say, show_doctor, show_methods, show_recipes
+
+app = typer.Typer(
+    name="limpet",
+    help="Adapt a frozen CLIP to your own images by training something small beside it.",
+    epilog="First: limpet fit quickstart. Settings are words like data.shots=4; a comma makes a grid: seed=1,2,3",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+recipes_app = typer.Typer(help="List, show and copy the packaged recipes.", invoke_without_command=True)
+cache_app = typer.Typer(help="Show or clear the cache of frozen features.", invoke_without_command=True)
+app.add_typer(recipes_app, name="recipes", rich_help_panel="Look up")
+app.add_typer(cache_app, name="cache", rich_help_panel="Look up")
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or a name from `limpet recipes`.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings laid over the recipe.", show_default=False)
+]
+RunName = Annotated[
+    str, typer.Argument(metavar="RUN", help="A path, recipe/nnn, or recipe for its newest finished run.")
+]
+RunsDir = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of all runs.")]
+RUNS = Path("runs")
 
 
-def main() -> None:
-    """Entry point."""
-    raise SystemExit(2)
+def _module(name: str) -> Any:
+    return importlib.import_module(f".{name}", __package__)
+
+
+def _version(value: bool) -> None:
+    if value:
+        say(f"limpet {_module('_version').__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Adapt a frozen CLIP to your own images by training something small beside it."""
+
+
+@app.command(rich_help_panel="Train")
+def fit(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Train and evaluate a recipe; write a run folder."""
+    loaded = _module("recipe").load(recipe, overrides or [])
+    if len(loaded) == 1:
+        _module("runner").fit(loaded[0])
+    else:
+        _module("grid").fit_grid(loaded)
+
+
+@app.command(rich_help_panel="Train")
+def resume(run: RunName, runs: RunsDir = RUNS) -> None:
+    """Continue an interrupted run."""
+    folder = _module("runs").resolve_run(run, runs, "unfinished")
+    _module("runner").resume(_module("runs").mark_current(folder))
+
+
+@app.command(rich_help_panel="Train")
+def check(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Do everything up to the first training step: files, classes, backbone, memory."""
+    for one in _module("recipe").load(recipe, overrides or []):
+        _module("runner").check(one)
+
+
+@app.command(rich_help_panel="Use")
+def evaluate(run: RunName, overrides: Overrides = None, runs: RunsDir = RUNS) -> None:
+    """Evaluate a run again, on another split or data set."""
+    words = list(overrides or [])
+    for word in words:
+        _module("compose").parse_override(word)
+    folder = _module("runs").resolve_run(run, runs)
+    _module("runner").evaluate(folder, words)
+
+
+@app.command(rich_help_panel="Use")
+def predict(
+    run: RunName,
+    path: Annotated[str, typer.Argument(metavar="PATH", help="An image, a folder, or a pattern like 'new/*.jpg'.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="CSV to write.")] = None,
+    top: Annotated[int | None, typer.Option("--top", min=1, metavar="K", help="Write the K likeliest classes.")] = None,
+    runs: RunsDir = RUNS,
+) -> None:
+    """Classify images with a run's adapter; write a CSV."""
+    folder = _module("runs").resolve_run(run, runs)
+    _module("predict").predict_command(folder, path, out, top)
+
+
+@app.command(rich_help_panel="Use")
+def compare(
+    run: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, or the folder of a grid.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for tables and plots.")] = None,
+    runs: RunsDir = RUNS,
+) -> None:
+    """Put the results of several runs side by side."""
+    folders = _module("runs").expand_runs(run, runs)
+    _module("compare").compare(folders, out)
+
+
+@app.command(rich_help_panel="Look up")
+def methods() -> None:
+    """List the methods and the recipes that hold their protocols."""
+    show_methods()
+
+
+@app.command(rich_help_panel="Look up")
+def doctor() -> None:
+    """Show versions, devices and folders, and what should be mended."""
+    if not show_doctor():
+        raise typer.Exit(1)
+
+
+@recipes_app.callback()
+def _recipes(context: typer.Context) -> None:
+    """List, show and copy the packaged recipes."""
+    if context.invoked_subcommand is None:
+        show_recipes()
+
+
+@recipes_app.command("show")
+def recipes_show(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Print a recipe as it would run, each value with its origin."""
+    loaded = _module("recipe").load(recipe, overrides or [])
+    for one in loaded:
+        if len(loaded) > 1:
+            say(f"# cell: {' '.join(f'{k}={v}' for k, v in one.cell.items())}")
+        for note in one.notes:
+            say(f"# note: {note}")
+        say(one.to_yaml(origins=True).rstrip("\n"))
+
+
+@recipes_app.command("copy")
+def recipes_copy(
+    recipe: RecipeName,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write it.")],
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if there is one.")] = False,
+) -> None:
+    """Copy a recipe, with its comments, to a file of your own."""
+    source, _ = _module("compose").find_recipe(recipe)
+    target = file / f"{Path(recipe).stem}.yaml" if file.is_dir() else file
+    if target.suffix not in (".yaml", ".yml"):
+        target = target.with_name(target.name + ".yaml")
+    if target.exists() and not force:
+        raise LimpetError(f"{target} is there already; give another name, or --force to overwrite it.")
+    if not target.parent.is_dir():
+        raise LimpetError(f"There is no folder {target.parent} to write {target.name} in.")
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    beside.write_bytes(source.read_bytes())
+    beside.replace(target)
+    say(f"Wrote {target}. Change it, then: limpet check {target}")
+
+
+@cache_app.callback()
+def _cache(context: typer.Context) -> None:
+    """Show or clear the cache of frozen features."""
+    if context.invoked_subcommand is None:
+        features = _module("features")
+        say(f"{features.cache_dir()}: {_module('doctor').size(features.cache_size())}")
+
+
+@cache_app.command("clear")
+def cache_clear() -> None:
+    """Delete all cached features; they are computed again when needed."""
+    say(f"Freed {_module('doctor').size(_module('features').clear_cache())}.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        argv: The words after `limpet`; those of the process if None.
+
+    Returns:
+        The exit code: 0, 1 for a failure, 2 for a mistake of the user, 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [w for w in words if w != "--debug"] or ["--help"]
+    interrupted = threading.Event()
+    previous = _notice_interrupts(interrupted)
+    try:
+        result = app(words, prog_name="limpet", standalone_mode=False)
+        code = result if isinstance(result, int) else 0
+    except KeyboardInterrupt:
+        interrupted.set()
+        code = 130
+    except SystemExit as exit_:  # Lightning leaves this way after Ctrl-C
+        code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    except BrokenPipeError:  # limpet recipes | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as err:
+        message = _sentence(err, words)
+        if message is None or debug:
+            raise
+        _complain(message)
+        code = 2
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGINT, previous)
+    if interrupted.is_set():
+        _after_interrupt()
+        code = 130
+    return code
+
+
+def _notice_interrupts(seen: threading.Event) -> Any:
+    """Remember that Ctrl-C was pressed, whoever handles it; returns the handler to restore."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    previous = signal.getsignal(signal.SIGINT)
+    if previous is not signal.default_int_handler:
+        return None
+
+    def handler(number: int, frame: Any) -> None:
+        seen.set()
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, handler)
+    return previous
+
+
+def _after_interrupt() -> None:
+    runs = _module("runs")
+    run = runs.current()
+    if run is not None and runs.is_run(run) and not runs.is_finished(run):
+        _complain(f"continue with: limpet resume {runs.short(run)}", "interrupted:")
+    else:
+        _complain("nothing to resume.", "interrupted:")
+
+
+def _complain(message: str, head: str = "error:") -> None:
+    """One sentence on stderr; the first word in red on a terminal."""
+    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    print(f"\033[1;31m{head}\033[0m {message}" if colour else f"{head} {message}", file=sys.stderr)
+
+
+def _sentence(err: Exception, words: Sequence[str]) -> str | None:
+    """The sentence for a mistake of the user; None for an error of ours."""
+    if isinstance(err, LimpetError) or _is_data_error(err):
+        return str(err)
+    if type(err).__module__.startswith(("click", "typer")):  # typer brings its own copy of click, or not
+        return _usage(err, words)
+    if isinstance(err, OSError) and err.strerror and not isinstance(err, ConnectionError | TimeoutError):
+        where = f"{err.filename}: " if err.filename else ""
+        return f"{where}{err.strerror} (--debug shows where)."
+    if type(err).__name__ == "OutOfMemoryError":
+        return "The GPU is out of memory. Lower data.batch_size, set backbone.text_memory, or trainer.accelerator=cpu."
+    return None
+
+
+def _is_data_error(err: Exception) -> bool:
+    loaded = sys.modules.get(f"{__package__}.datamodules.errors")
+    return loaded is not None and isinstance(err, loaded.DataError)
+
+
+def _usage(err: Any, words: Sequence[str]) -> str:
+    """A sentence for a command line that typer cannot read."""
+    message = str(getattr(err, "message", "") or err).rstrip(".")
+    if message.startswith("No such command"):
+        word = re.findall(r"'([^']*)'", message)[0]
+        group = words[0] if words and words[0] in ("recipes", "cache") and words[0] != word else ""
+        known = _commands(group)
+        hint = nearest(word, known)
+        if group == "recipes" and not hint:
+            hint = f" To see a recipe: limpet recipes show {word}"
+        place = f"limpet {group}" if group else "limpet"
+        return f"There is no command '{place} {word}'.{hint} Commands of {place}: {', '.join(known)}."
+    if type(err).__name__ == "MissingParameter" and getattr(err, "param", None) is not None:
+        message = f"{str(err.param.name).upper()} is missing"
+    option = getattr(err, "option_name", "")
+    dashed = next((w for w in words if "=" in w and option and w.startswith(f"{option}=")), None)
+    if dashed is not None:
+        return f"Settings are written without dashes: {dashed.lstrip('-')}"
+    command = " ".join(w for w in words[:1] if not w.startswith("-"))
+    return f"{message}. See: limpet {command + ' ' if command else ''}--help"
+
+
+def _commands(group: str) -> list[str]:
+    root: Any = typer.main.get_command(app)
+    return sorted(root.commands[group].commands if group else root.commands)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

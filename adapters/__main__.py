@@ -1,0 +1,7 @@
+"""`python -m limpet` is the `limpet` command."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,301 @@
+"""Recipes: a YAML file and the words after it on the command line, checked, as plain dataclasses.
+
+Needs OmegaConf and the standard library only; PyTorch is not imported to find a spelling mistake.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .compose import Composed, compose, find_recipe, packaged_folder, packaged_names
+from .emit import escape, lines, written
+from .errors import RecipeError, RunError, nearest
+from .nodes import Items, Scalar, Section, plain_data
+from .sections import (
+    PROTOCOLS,
+    BackboneConfig,
+    ClassesConfig,
+    EvaluateConfig,
+    OptimConfig,
+    RunConfig,
+    TrainerConfig,
+    choice,
+    number,
+)
+from .validate import build
+
+__all__ = [
+    "BackboneConfig",
+    "ClassesConfig",
+    "EvaluateConfig",
+    "OptimConfig",
+    "Recipe",
+    "RunConfig",
+    "TrainerConfig",
+    "find_recipe",
+    "load",
+    "load_recipe",
+    "packaged_folder",
+    "packaged_names",
+]
+
+T = TypeVar("T")
+_DATA_WORDS = {"sampling": ("limpet", "dassl"), "augment.preset": ("natural", "aerial", "microscopy", "none")}
+_ORDER = ("seed", "protocol", "backbone", "classes", "data", "method", "optim", "trainer", "evaluate", "run", "stream")
+
+
+@dataclasses.dataclass
+class Recipe:
+    """One run, fully described.
+
+    Attributes:
+        name: The recipe's name; run folders are `<run.dir>/<name>/<nnn>`.
+        seed: Of sampling, initialisation, shuffling and augmentation.
+        protocol: "all" or "base_to_new".
+        method: `name`, and the method's own keys as written (`method_config` checks them).
+        data: The dataclass of the data module that `data.name` names.
+        origins: Dotted key -> "file:line" or "command line"; keys left at their default are absent.
+        notes: Sentences the user should see, e.g. which keys `method=x` dropped.
+        overrides: The words of the command line that apply to this cell.
+        cell: The values of the keys that vary in the grid this recipe is a cell of; empty without a grid.
+    """
+
+    name: str
+    seed: int
+    protocol: str
+    backbone: BackboneConfig
+    classes: ClassesConfig
+    data: Any
+    method: dict[str, Any]
+    optim: OptimConfig
+    trainer: TrainerConfig
+    evaluate: EvaluateConfig
+    run: RunConfig
+    stream: dict[str, Any] = dataclasses.field(default_factory=dict)
+    origins: dict[str, str] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    overrides: list[str] = dataclasses.field(default_factory=list)
+    cell: dict[str, Any] = dataclasses.field(default_factory=dict)
+    method_written: Section = dataclasses.field(default_factory=Section, repr=False, compare=False)
+
+    def method_config(self, cls: type[T]) -> T:
+        """Fill a method's own `Config` dataclass from the method section.
+
+        Raises:
+            RecipeError: with file and line, for keys it does not have and values of another type.
+        """
+        items = {k: v for k, v in self.method_written.items.items() if k != "name"}
+        section = Section(items, self.method_written.origin, self.method_written.keys)
+        around = {key: value for key, value in self.to_dict().items() if key not in ("method", "classes")}
+        return build(cls, section, "method", _escaped(around))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved recipe as plain nested dictionaries, lists and scalars."""
+        result = {}
+        for key in _ORDER:
+            value = getattr(self, key)
+            result[key] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else copy.deepcopy(value)
+        return result
+
+    def to_yaml(self, origins: bool = False) -> str:
+        """The resolved recipe as YAML, which reads back as the same recipe.
+
+        Args:
+            origins: End every line with a comment that says where its value is from.
+        """
+        data = _escaped(self.to_dict())
+        data["method"] = written(self.method_written)
+        data["classes"] = self.to_dict()["classes"]
+        known = {**dict.fromkeys(("classes.texts", "stream"), "default"), **self.origins} if origins else None
+        return "\n".join(lines(data, known)) + "\n"
+
+    @classmethod
+    def from_run(cls, run_dir: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+        """Read the recipe of a run folder.
+
+        Args:
+            run_dir: The folder; its `recipe.yaml` is read.
+            overrides: `key=value` words laid over it; no grids.
+
+        Raises:
+            RunError: if the folder holds no recipe.
+        """
+        path = Path(run_dir) / "recipe.yaml"
+        if not path.is_file():
+            raise RunError(f"{run_dir} is not a run folder: it has no recipe.yaml.")
+        return load_recipe(str(path), overrides)
+
+
+def load(name_or_path: str, overrides: Sequence[str] = ()) -> list[Recipe]:
+    """Load a recipe with its overrides.
+
+    Args:
+        name_or_path: A file, or the name of a packaged recipe.
+        overrides: `key=value` words; a comma outside brackets and quotes makes a grid.
+
+    Returns:
+        One recipe per grid cell; one in all without a grid.
+
+    Raises:
+        RecipeError: a sentence, with file and line where there is one.
+    """
+    return [_check(composed) for composed in compose(str(name_or_path), overrides)]
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Load one recipe; like `load`, for overrides without a grid."""
+    recipes = load(name_or_path, overrides)
+    if len(recipes) > 1:
+        raise RecipeError(f"The overrides make a grid of {len(recipes)} recipes, and one is wanted here.")
+    return recipes[0]
+
+
+def _check(composed: Composed) -> Recipe:
+    """Turn one composed tree into a checked recipe."""
+    tree = composed.tree
+    if "name" in tree.items and "run" not in tree.items:
+        raise RecipeError(f"{tree.keys['name']}: Key 'name' is not in a recipe. Did you mean: 'run.name'?")
+    schema = _data_schema(tree)
+    method = tree.items.get("method")
+    if method is None or (isinstance(method, Scalar) and method.is_null):
+        method = Section({}, tree.origin)
+    if not isinstance(method, Section):
+        raise RecipeError(f"{method.origin}: 'method' is a section of keys.")
+    _check_method_name(method, tree)
+    scalars = {k: v for k, v in method.items.items() if isinstance(v, Scalar)}
+    items = {**tree.items, "method": Section(scalars, method.origin, method.keys)}
+    root = dataclasses.make_dataclass("Root", _root_fields(schema))
+    filled: Any = build(root, Section(items, tree.origin, tree.keys))
+    values = {key: getattr(filled, key) for key in _ORDER}
+    values["method"] = {k: filled.method[k] if k in scalars else plain_data(v) for k, v in method.items.items()}
+    origins = dict(_origins(tree))
+    if filled.stream:
+        place = next((o for k, o in origins.items() if k.startswith("stream")), tree.origin)
+        raise RecipeError(f"{place}: this version of Limpet has no settings under 'stream'; remove them.")
+    if filled.run.name is None:
+        filled.run.name = composed.name
+        origins["run.name"] = "name of the file"
+    _check_run_name(filled.run.name, origins.get("run.name", tree.origin))
+    _check_values(filled, tree, origins)
+    return Recipe(
+        name=filled.run.name,
+        **values,
+        origins=origins,
+        notes=list(composed.notes),
+        overrides=list(composed.overrides),
+        cell=composed.cell,
+        method_written=method,
+    )
+
+
+def _root_fields(schema: type) -> list[tuple[str, Any, Any]]:
+    def section(cls: Any) -> Any:
+        return dataclasses.field(default_factory=cls)
+
+    return [
+        ("seed", int, number(1, 0)),
+        ("protocol", str, choice("all", *PROTOCOLS)),
+        ("backbone", BackboneConfig, section(BackboneConfig)),
+        ("classes", ClassesConfig, section(ClassesConfig)),
+        ("data", schema, section(schema)),
+        ("method", dict[str, Any], section(dict)),
+        ("optim", OptimConfig, section(OptimConfig)),
+        ("trainer", TrainerConfig, section(TrainerConfig)),
+        ("evaluate", EvaluateConfig, section(EvaluateConfig)),
+        ("run", RunConfig, section(RunConfig)),
+        ("stream", dict[str, Any], section(dict)),
+    ]
+
+
+def _data_schema(tree: Section) -> type:
+    """The dataclass of the data section, by `data.name`."""
+    schemas: dict[str, type] = importlib.import_module(".datamodules.configs", __package__).SCHEMAS
+    data = tree.items.get("data")
+    name = data.items.get("name") if isinstance(data, Section) else None
+    if not isinstance(name, Scalar) or not name.text:
+        raise RecipeError(
+            f"{tree.origin}: data.name is missing: add one of data/{', data/'.join(sorted(schemas))} to 'extends'."
+        )
+    if name.text not in schemas:
+        hint = nearest(name.text, schemas)
+        raise RecipeError(f"{name.origin}: there is no data '{name.text}'.{hint} Known: {', '.join(sorted(schemas))}.")
+    return schemas[name.text]
+
+
+def _check_method_name(method: Section, tree: Section) -> None:
+    name = method.items.get("name")
+    if not isinstance(name, Scalar) or not name.text:
+        origin = name.origin if name is not None else tree.origin
+        raise RecipeError(f"{origin}: method.name is missing: add a method to 'extends', like method/coop.")
+    if ":" in name.text:
+        return
+    folder = Path(__file__).parent / "methods"
+    known = sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
+    if known and name.text not in known:
+        hint = nearest(name.text, known)
+        raise RecipeError(f"{name.origin}: there is no method '{name.text}'.{hint} Known: {', '.join(known)}.")
+
+
+def _check_run_name(name: str, origin: str) -> None:
+    if not name or name in (".", "..") or any(c in name for c in '/\\:*?"<>|\0'):
+        raise RecipeError(f"{origin}: run.name '{name}' cannot be the name of a folder.")
+
+
+def _check_values(filled: Any, tree: Section, origins: Mapping[str, str]) -> None:
+    """Checks that need more than one field's type: templates, class lists, shots."""
+    classes: ClassesConfig = filled.classes
+    for i, template in enumerate(classes.templates):
+        if template.count("{}") < 1:
+            place = _item_origin(tree, "templates", i, origins)
+            raise RecipeError(f"{place}: the template '{template}' has no {{}} where the class name goes.")
+    if not classes.templates:
+        raise RecipeError(f"{origins['classes.templates']}: classes.templates is empty; give at least one.")
+    for key in ("include", "base", "new"):
+        names = getattr(classes, key) or []
+        again = next((n for i, n in enumerate(names) if n in names[:i]), None)
+        if again is not None or (getattr(classes, key) is not None and not names):
+            what = f"names '{again}' twice" if again is not None else "is an empty list; leave it out for all classes"
+            raise RecipeError(f"{origins[f'classes.{key}']}: classes.{key} {what}.")
+    both = next((n for n in classes.new or [] if n in (classes.base or [])), None)
+    if both is not None:
+        raise RecipeError(f"{origins['classes.new']}: '{both}' is in classes.base and in classes.new.")
+    for key, known in _DATA_WORDS.items():
+        word = functools.reduce(lambda holder, name: getattr(holder, name, known[0]), key.split("."), filled.data)
+        if word not in known:
+            place = origins.get(f"data.{key}", "default")
+            raise RecipeError(f"{place}: data.{key} is '{word}', not one of {', '.join(known)}.{nearest(word, known)}")
+    shots = getattr(filled.data, "shots", "all")
+    if shots != "all" and (isinstance(shots, bool) or not isinstance(shots, int) or shots < 1):
+        raise RecipeError(f"{origins.get('data.shots')}: data.shots is '{shots}'; it is a number from 1 on, or 'all'.")
+
+
+def _item_origin(tree: Section, key: str, index: int, origins: Mapping[str, str]) -> str:
+    classes = tree.items.get("classes")
+    node = classes.items.get(key) if isinstance(classes, Section) else None
+    return node.items[index].origin if isinstance(node, Items) else origins.get(f"classes.{key}", "default")
+
+
+def _origins(node: Section, path: str = "") -> list[tuple[str, str]]:
+    """(dotted key, place) of every value; a table of texts is one value."""
+    result: list[tuple[str, str]] = []
+    for key, value in node.items.items():
+        dotted = f"{path}.{key}" if path else key
+        if isinstance(value, Section) and dotted != "classes.texts" and value.items:
+            result += _origins(value, dotted)
+        elif dotted not in _ORDER or isinstance(value, Scalar):
+            result.append((dotted, node.keys.get(key, value.origin)))
+    return result
+
+
+def _escaped(data: Any) -> Any:
+    """Keep `${` in single texts from being read as a reference; lists of texts are literal anyway."""
+    if isinstance(data, dict):
+        return {key: _escaped(value) for key, value in data.items()}
+    return escape(data) if isinstance(data, str) else data
+

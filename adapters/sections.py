@@ -1,0 +1,94 @@
+"""The sections of a recipe and their defaults, as dataclasses (the data section lives with the data modules).
+
+A field's `choices` (in its metadata) are the words it accepts, `minimum` is the least number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+PROTOCOLS = ("all", "base_to_new")
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+def choice(default: str | None, *choices: str) -> Any:
+    """A dataclass field that holds one of a few words."""
+    return field(default=default, metadata={"choices": choices})
+
+
+def number(default: float | None, minimum: float) -> Any:
+    """A dataclass field that holds a number not below `minimum`."""
+    return field(default=default, metadata={"minimum": minimum})
+
+
+@dataclass
+class BackboneConfig:
+    """The frozen CLIP: an open_clip name with its weights, or the embedded `limpet-tiny`."""
+
+    name: str = "limpet-tiny"
+    pretrained: str | None = None  # an open_clip tag, or a local weights file
+    activation: str | None = choice(None, "gelu", "quick_gelu")  # None: what the name and tag imply
+    precision: str = choice("fp32", *PRECISIONS)
+    text_memory: int | None = number(None, 1)  # tokens encoded at once; None = all
+
+
+@dataclass
+class ClassesConfig:
+    """Which classes take part, what they are called, and the sentences around their names."""
+
+    include: list[str] | None = None  # None: every class of the data
+    first: int | None = number(None, 1)  # keep only the first so many
+    base: list[str] | None = None  # base_to_new: None = the first half
+    new: list[str] | None = None
+    templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
+    texts: dict[str, list[str]] = field(default_factory=dict)  # class name -> its text names
+
+
+@dataclass
+class OptimConfig:
+    """The optimiser and its learning-rate schedule."""
+
+    name: str = choice("sgd", "sgd", "adam", "adamw")
+    lr: float = number(0.002, 0)
+    momentum: float = number(0.9, 0)
+    weight_decay: float = number(5e-4, 0)
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = number(1e-8, 0)
+    schedule: str = choice("cosine", "cosine", "constant")
+    interval: str = choice("epoch", "epoch", "step")
+    warmup: int = number(1, 0)  # epochs or steps, as `interval` says
+    warmup_lr: float = number(1e-5, 0)
+    min_lr: float = number(0.0, 0)
+
+
+@dataclass
+class TrainerConfig:
+    """How long and on what to train; passed on to Lightning's Trainer."""
+
+    epochs: int = number(50, 0)
+    max_steps: int = number(-1, -1)  # -1: no limit
+    accelerator: str = "auto"
+    devices: int = number(1, 1)
+    strategy: str = "auto"
+    precision: str = "32-true"
+    gradient_clip: float | None = number(None, 0)
+    log_every: int = number(10, 1)  # steps
+    loggers: list[str] = field(default_factory=list)
+    threads: int | None = number(None, 1)  # None: PyTorch's own choice
+
+
+@dataclass
+class EvaluateConfig:
+    """Which weights are evaluated, and how many images at a time."""
+
+    select: str = choice("last", "last", "val", "test_as_published")
+    batch_size: int = number(256, 1)
+
+
+@dataclass
+class RunConfig:
+    """Where run folders go: `<dir>/<name>/<nnn>`."""
+
+    dir: str = "runs"
+    name: str | None = None  # None: the recipe's file name

@@ -1,0 +1,226 @@
+"""Check a merged recipe against the dataclasses of its sections, and fill them.
+
+OmegaConf holds the values while they are checked and resolves `${other.key}`. Lists and tables of texts
+(class names, templates, domains) never pass through it: they are what was written, `no`, `007`, `${x}` and all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .errors import RecipeError, nearest
+from .nodes import Items, Node, Scalar, Section, describe, plain_data
+
+T = typing.TypeVar("T")
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def build(cls: type[T], section: Section, path: str = "", around: Mapping[str, Any] | None = None) -> T:
+    """Fill a dataclass from a section.
+
+    Args:
+        cls: The dataclass; its fields are the allowed keys.
+        section: What was written.
+        path: The section's dotted name, "" for the whole recipe.
+        around: The rest of the recipe, for `${...}`.
+
+    Raises:
+        RecipeError: "file:line: what is wrong" for the first key that does not fit.
+    """
+    root = OmegaConf.create(dict(around or {}))
+    holder: DictConfig
+    if path:
+        root[path] = OmegaConf.structured(cls)
+        holder = root[path]
+    else:
+        root = holder = OmegaConf.structured(cls)
+    filler = _Filler(root)
+    filler.fill(holder, cls, section, path)
+    filler.resolve()
+    try:
+        result = OmegaConf.to_object(holder)
+    except OmegaConfBaseException as err:
+        raise RecipeError(f"{section.origin}: {_first_line(err)}") from None
+    except (ValueError, TypeError) as err:  # a check of the dataclass itself
+        raise RecipeError(f"{section.origin}: {err}") from None
+    for dotted, value in filler.literals.items():
+        *above, last = dotted[len(path) + 1 if path else 0 :].split(".")
+        target: Any = result
+        for step in above:
+            target = getattr(target, step)
+        setattr(target, last, value)
+    _check_metadata(result, path, filler.origins)
+    return typing.cast(T, result)
+
+
+class _Filler:
+    """Sets the keys of one structured config; remembers texts kept aside and where each key was written."""
+
+    def __init__(self, root: DictConfig) -> None:
+        self.root = root
+        self.literals: dict[str, Any] = {}
+        self.origins: dict[str, str] = {}
+        self.references: dict[str, str] = {}  # dotted key -> the `${...}` text
+
+    def fill(self, config: Any, cls: type, section: Section, path: str) -> None:
+        hints = typing.get_type_hints(cls)
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key, node in section.items.items():
+            origin = section.keys.get(key, node.origin)
+            dotted = f"{path}.{key}" if path else key
+            if key not in known:
+                raise RecipeError(unknown_key(origin, key, path, known))
+            self.origins[dotted] = origin
+            kind = hints[key]
+            if dataclasses.is_dataclass(kind):
+                if isinstance(node, Section):
+                    self.fill(config[key], typing.cast(type, kind), node, dotted)
+                elif not (isinstance(node, Scalar) and node.is_null):
+                    raise RecipeError(f"{origin}: '{dotted}' is a section of keys; found {describe(node)}.")
+            elif is_literal(kind):
+                self.literals[dotted] = _literal(kind, node, dotted)
+            else:
+                self._set(config, key, kind, node, dotted)
+
+    def _set(self, config: Any, key: str, kind: Any, node: Node, dotted: str) -> None:
+        plain, optional = _without_none(kind)
+        wanted = f"{dotted} must be {kind_name(kind)}"
+        if plain is str:
+            if not isinstance(node, Scalar):
+                hint = " (put it between quotes if it is a text)" if isinstance(node, Items | Section) else ""
+                raise RecipeError(f"{node.origin}: {wanted}; found {describe(node)}{hint}.")
+            value = None if node.is_null else node.text
+        else:
+            value = plain_data(node)
+        if value is None and not optional and plain is not Any:
+            raise RecipeError(f"{node.origin}: {wanted}, but it is empty.")
+        if value == "???":
+            raise RecipeError(f"{node.origin}: {dotted} is still '???'; give its value.")
+        try:
+            config[key] = value
+        except OmegaConfBaseException as err:
+            if isinstance(node, Scalar) and "${" in node.text:
+                raise RecipeError(f"{node.origin}: {dotted}: {_first_line(err)}") from None
+            raise RecipeError(f"{node.origin}: {wanted}; found {describe(node)}.") from None
+        if isinstance(value, str) and "${" in value:
+            self.references[dotted] = value
+
+    def resolve(self) -> None:
+        """Check every `${...}` and replace it by its value."""
+        for dotted, text in self.references.items():
+            for aside in self.literals:
+                if "${" + aside + "}" in text:
+                    raise RecipeError(f"{self.origins[dotted]}: {dotted}: '{text}' refers to a list of texts.")
+            try:
+                OmegaConf.select(self.root, dotted, throw_on_resolution_failure=True)
+            except (OmegaConfBaseException, RecursionError) as err:
+                reason = "it refers to itself" if isinstance(err, RecursionError) else _first_line(err)
+                raise RecipeError(f"{self.origins[dotted]}: {dotted}: '{text}' cannot be resolved: {reason}") from None
+        try:
+            OmegaConf.resolve(self.root)
+        except OmegaConfBaseException as err:
+            raise RecipeError(f"{self.origins.get('method', 'method')}: {_first_line(err)}") from None
+
+
+def unknown_key(origin: str, key: str, path: str, known: list[str]) -> str:
+    """The sentence for a key that a section does not have."""
+    where = f"'{path}'" if path else "a recipe"
+    hint = nearest(key, known)
+    if hint:
+        return f"{origin}: Key '{key}' is not in {where}.{hint.replace('mean ', 'mean: ')}"
+    listed = ", ".join(known) if known else "none"
+    return f"{origin}: Key '{key}' is not in {where}. Its keys: {listed}."
+
+
+def is_literal(kind: Any) -> bool:
+    """True for lists of texts and tables of (lists of) texts."""
+    plain, _ = _without_none(kind)
+    origin, arguments = typing.get_origin(plain), typing.get_args(plain)
+    if origin in (list, dict):
+        return arguments[-1] is str or (origin is dict and is_literal(arguments[-1]))
+    return False
+
+
+def _literal(kind: Any, node: Node, dotted: str) -> Any:
+    """The texts of a node, exactly as written."""
+    plain, optional = _without_none(kind)
+    if isinstance(node, Scalar) and node.is_null and optional:
+        return None
+    if plain is str:
+        if not isinstance(node, Scalar):
+            shown = plain_data(node, literal=True)
+            raise RecipeError(f"{node.origin}: in {dotted}, {shown} is not a text; put the text between quotes.")
+        if not node.text.strip():
+            hint = " (a '#' begins a comment, unless the text is between quotes)" if node.plain else ""
+            raise RecipeError(f"{node.origin}: {dotted} has an empty text{hint}.")
+        return node.text
+    inner = typing.get_args(plain)[-1]
+    if typing.get_origin(plain) is list:
+        if isinstance(node, Scalar) and not node.is_null:
+            return [_literal(inner, node, dotted)]  # one text stands for a list of one
+        if isinstance(node, Items):
+            return [_literal(inner, item, dotted) for item in node.items]
+    elif isinstance(node, Section):
+        return {key: _literal(inner, value, f"{dotted}.{key}") for key, value in node.items.items()}
+    elif isinstance(node, Scalar) and node.is_null:
+        return {}
+    raise RecipeError(f"{node.origin}: {dotted} must be {kind_name(kind)}; found {describe(node)}.")
+
+
+def kind_name(kind: Any) -> str:
+    """Name a field's type in a sentence."""
+    plain, optional = _without_none(kind)
+    origin, arguments = typing.get_origin(plain), typing.get_args(plain)
+    if origin is list:
+        name = f"a list of {kind_name(arguments[0]).split(' ', 1)[-1]}s"
+    elif origin is dict:
+        name = f"keys with {kind_name(arguments[-1])} each"
+    elif origin is typing.Literal:
+        name = "one of " + ", ".join(map(str, arguments))
+    elif origin in (typing.Union, types.UnionType):
+        name = " or ".join(kind_name(a) for a in arguments if a is not types.NoneType)
+    else:
+        name = _KINDS.get(plain, "a value")
+    return f"{name} or null" if optional else name
+
+
+def _without_none(kind: Any) -> tuple[Any, bool]:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        arguments = [a for a in typing.get_args(kind) if a is not types.NoneType]
+        if len(arguments) < len(typing.get_args(kind)) and len(arguments) == 1:
+            return arguments[0], True
+        return kind, len(arguments) < len(typing.get_args(kind))
+    return kind, kind is types.NoneType
+
+
+def _check_metadata(instance: Any, path: str, origins: Mapping[str, str]) -> None:
+    """Check `choices` and `minimum` of the fields of a filled dataclass."""
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        dotted = f"{path}.{field.name}" if path else field.name
+        origin = origins.get(dotted, "default")
+        if dataclasses.is_dataclass(value):
+            _check_metadata(value, dotted, origins)
+        choices, minimum = field.metadata.get("choices"), field.metadata.get("minimum")
+        if choices and value is not None and value not in choices:
+            raise RecipeError(
+                f"{origin}: {dotted} is '{value}', not one of {', '.join(map(str, choices))}."
+                f"{nearest(str(value), map(str, choices))}"
+            )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RecipeError(f"{origin}: {dotted} is {value}; it must be a finite number.")
+        if minimum is not None and isinstance(value, int | float) and value < minimum:
+            raise RecipeError(f"{origin}: {dotted} is {value}; the least it can be is {minimum}.")
+
+
+def _first_line(err: Exception) -> str:
+    lines = str(err).strip().splitlines()
+    return lines[0].rstrip(".") + "." if lines else type(err).__name__
