@@ -10,9 +10,9 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
 import re
 import shutil
+import sys
 import uuid
 import warnings
 from collections.abc import Mapping
@@ -196,7 +196,7 @@ def load(
         warnings.warn(f"The adapter in {folder} is of the method {method}, code of your own, which is imported now.",
                       UserWarning, stacklevel=2)  # fmt: skip
     kind = adapters.find(method)
-    config = build_config(config_class(kind), info["method"]["config"], folder / INFO)
+    config = build_config(adapters.config_class(kind), info["method"]["config"], folder / INFO)
     if backbone is None:
         backbone = _load_backbone(info["backbone"]["spec"], device, folder)
     check_backbone(info, backbone, folder)
@@ -256,18 +256,6 @@ def check_backbone(info: Mapping[str, Any], backbone: Any, where: Path | str = "
         )
 
 
-def config_class(kind: type[Any]) -> type[Any]:
-    """Return the module-level dataclass `Config` of a method."""
-    import sys
-
-    found = getattr(sys.modules.get(kind.__module__), "Config", None) or kind.__init__.__globals__.get(
-        "Config"
-    )
-    if not dataclasses.is_dataclass(found):
-        raise ArtifactError(f"The method {kind.__name__} has no module-level dataclass Config.")
-    return found  # type: ignore[return-value]
-
-
 def build_config(kind: type[Any], values: Mapping[str, Any], where: Path | str) -> Any:
     """Make a `Config` from JSON values; lists become tuples where the default is one.
 
@@ -294,11 +282,26 @@ def build_config(kind: type[Any], values: Mapping[str, Any], where: Path | str) 
         raise ArtifactError(f"{where} holds a configuration that does not fit the method: {error}") from None
 
 
+def reference(adapter: Adapter) -> str:
+    """The name by which a method is found again: of a built-in one its file, of one's own `file.py:Class`."""
+    kind = type(adapter)
+    module = kind.__module__
+    if module.startswith(f"{__package__}.methods."):
+        return adapter.name
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if module.startswith("limpet_plugin_") and file:
+        path = Path(file).resolve()
+        here = Path.cwd()
+        shown = f"./{path.relative_to(here).as_posix()}" if path.is_relative_to(here) else path.as_posix()
+        return f"{shown}:{kind.__name__}"
+    return f"{module}:{kind.__name__}"
+
+
 def _describe(adapter: Adapter, tensors: Mapping[str, Any], digest: str) -> dict[str, Any]:
     """The content of `adapter.json`, less `info`."""
     return {
         "format": FORMAT,
-        "method": {"name": adapter.name, "config": dataclasses.asdict(adapter.config)},
+        "method": {"name": reference(adapter), "config": dataclasses.asdict(adapter.config)},
         "classes": adapter.classes.to_dict(),
         "backbone": _backbone(adapter.backbone),
         "tensors": {
@@ -367,9 +370,9 @@ def _version(name: str) -> str:
 
 
 def _minor(version: str) -> str:
-    return ".".join(version.split("+")[0].split(".")[:2])
+    return ".".join(version.split(".")[:2])
 
 
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text if len(text) <= 160 else text[:12] + "..." + os.path.basename(text[-40:])
+    return text if len(text) <= 160 else f"{text[:120]}..."

@@ -21,7 +21,9 @@ _SPACES = {
 
 def card(content: Mapping[str, Any]) -> str:
     """Return the card (Markdown) for the content of `adapter.json`."""
-    info, spec = content.get("info", {}), content["backbone"]["spec"]
+    info, spec = dict(content.get("info", {})), content["backbone"]["spec"]
+    metrics = info.get("metrics")
+    info = {**(metrics if isinstance(metrics, Mapping) else {}), **info}
     names = [str(name) for name in content["classes"]["names"]]
     numbers = content["tensors"]["numbers"]
     lines = [
@@ -58,7 +60,7 @@ def card(content: Mapping[str, Any]) -> str:
         "```",
         "",
     ]
-    lines += _results(info.get("metrics"))
+    lines += _results(metrics)
     lines += ["## Classes", "", ", ".join(_code(name) for name in names[:200])]
     if len(names) > 200:
         lines += ["", f"and {len(names) - 200} more, listed in `adapter.json`."]

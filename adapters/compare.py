@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import files
+from . import runs as run_folders
 from .csv_files import cell
 from .errors import RunError
-from .run_folder import find_runs, read_metrics
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,7 +84,7 @@ def load_runs(paths: Iterable[str | Path], notes: list[str] | None = None) -> li
     found: dict[str, dict[str, Any]] = {}
     for path in paths:
         try:
-            folders = find_runs(path)
+            folders = _folders(path)
         except RunError as error:
             notes.append(str(error))
             continue
@@ -97,6 +99,28 @@ def load_runs(paths: Iterable[str | Path], notes: list[str] | None = None) -> li
     if not found:
         raise RunError(" ".join(notes) or "No runs were given to compare.")
     return list(found.values())
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Read the metrics of a finished run.
+
+    Raises:
+        RunError: If the run is unfinished or the file is damaged or of a newer format.
+    """
+    path = folder / run_folders.METRICS
+    if not path.is_file():
+        raise RunError(
+            f"The run {folder} is not finished (no {path.name}). Go on with: limpet resume {folder}"
+        )
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} cannot be read: {error}.") from None
+    if not isinstance(metrics, dict) or not isinstance(metrics.get("results"), dict):
+        raise RunError(f"{path} does not hold the results of a run.")
+    if metrics.get("format", 1) != 1:
+        raise RunError(f"{path} has format {metrics['format']}; this Limpet reads 1. Install a newer Limpet.")
+    return metrics
 
 
 def summarise(runs: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -188,9 +212,7 @@ def write(rows: Sequence[Row], notes: Sequence[str], out: Path) -> list[Path]:
     if picture is not None:
         contents["shots.png"] = picture
     for name, content in contents.items():
-        beside = out / f".{name}.unfinished"
-        beside.write_bytes(content)
-        beside.replace(out / name)
+        files.write_bytes(out / name, content)
     return [out / name for name in contents]
 
 
@@ -237,6 +259,17 @@ def each_seed(rows: Sequence[Row]) -> list[str]:
         shown = ", ".join(f"seed {seed}: {100 * number:.1f}" for seed, number in numbers)
         lines.append(f"{name}, {COLUMNS[column][0]}: {shown}")
     return lines
+
+
+def _folders(path: str | Path) -> list[Path]:
+    """The runs that a path or the name of a run, a recipe or a grid stands for."""
+    folder = Path(path)
+    if run_folders.is_finished(folder) or run_folders.is_run(folder):
+        return [folder]
+    below = run_folders.runs_below(folder) or [
+        p.parent for p in sorted(folder.glob(f"*/{run_folders.METRICS}"))
+    ]
+    return below or run_folders.expand_runs([str(path)])
 
 
 def _print(rows: Sequence[Row], notes: Sequence[str], console: Console) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from .errors import LimpetError
 from .feature_store import Rows
 
 Batch = dict[str, Any]
@@ -39,8 +40,9 @@ class FeatureBatches(Dataset[Batch]):
         self.labels = torch.tensor([int(s.label) for s in samples], dtype=torch.long)
         self.indices = torch.tensor([int(s.index) for s in samples], dtype=torch.long)
         self.paths = np.array([s.path for s in samples], dtype=object)
-        extras = getattr(source.datamodule, "extra_keys", ())
-        self.extras = {key: [s.extra.get(key) for s in samples] for key in extras}
+        self.extras = {
+            key: [_extra(s, key) for s in samples] for key in getattr(source.datamodule, "keys", ())
+        }
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -94,8 +96,23 @@ class InOrder(Sampler[Any]):
         self.count, self.batch_size = count, batch_size
 
     def __len__(self) -> int:
-        return -(-self.count // self.batch_size)
+        return (self.count + self.batch_size - 1) // self.batch_size
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
         for start in range(0, self.count, self.batch_size):
             yield 0, np.arange(start, min(start + self.batch_size, self.count))
+
+
+def _extra(sample: Any, key: str) -> Any:
+    """A declared further key of a sample.
+
+    Raises:
+        LimpetError: If the data does not have it.
+    """
+    facts = {**sample.extra, "group": sample.group, "domain": sample.domain}
+    if key not in facts:
+        known = ", ".join(sorted(facts))
+        raise LimpetError(
+            f"The method needs {key!r} of every image, and {sample.path} has none; there is {known}."
+        )
+    return facts[key]

@@ -18,6 +18,7 @@ import uuid
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -218,10 +219,8 @@ class FeatureStore:
                 if not isinstance(error, OSError):
                     _remove(path)
         if names:
-            try:
+            with suppress(OSError):
                 os.utime(self.folder / "space.json")
-            except OSError:
-                pass
 
 
 def trim(in_use: Path | None = None) -> None:
@@ -342,10 +341,8 @@ def _remove(path: Path) -> bool:
 
 
 def _remove_space(folder: Path) -> None:
-    try:
+    with suppress(OSError):  # not empty: another process is writing there
         folder.rmdir()
-    except OSError:
-        pass  # not empty: another process is writing there
 
 
 def _reason(error: Exception) -> str:

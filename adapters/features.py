@@ -18,9 +18,11 @@ from torch.utils.data import DataLoader, Subset
 
 from .errors import LimpetError
 from .feature_batches import Batch, FeatureBatches, InOrder, TrainBatches, as_it_is
-from .feature_store import FeatureStore, Rows, trim
+from .feature_store import FeatureStore, Rows, cache_dir, cache_size, clear_cache, trim
 from .image_keys import image_keys
 from .progress import Progress
+
+__all__ = ["CachedFeatures", "cache_dir", "cache_size", "clear_cache"]
 
 _FORMAT = 1  # of the cached values; raised whenever the same image would give another feature
 
@@ -49,6 +51,7 @@ class CachedFeatures:
         augment: Any = None,
         seed: int = 1,
         views: int = 0,
+        *,
         progress: bool = True,
         batch_size: int = 64,
     ) -> None:
@@ -62,7 +65,6 @@ class CachedFeatures:
         self._kept: dict[str, np.ndarray[Any, np.dtype[np.int64]]] = {}  # positions in datamodule.samples
         self._rows: dict[tuple[str, int | None], Rows] = {}
         self._stores: dict[bool, FeatureStore] = {}
-        self._dropped: list[str] = []
         datamodule.set_transforms(
             backbone.transform(train=True, augment=augment), backbone.transform(train=False)
         )
@@ -92,7 +94,7 @@ class CachedFeatures:
     @property
     def unreadable(self) -> list[str]:
         """Images that could not be read, as far as they have been tried."""
-        return list(dict.fromkeys([*self.datamodule.unreadable, *self._dropped]))
+        return list(self.datamodule.unreadable)
 
     def setup(self, stage: str | None = None) -> None:
         """Nothing is left to do; features are computed when first asked for."""
@@ -106,7 +108,7 @@ class CachedFeatures:
         """Return the same split with only the classes `names`, labels in that order, on the same features."""
         child = CachedFeatures(
             self.datamodule.restrict(names), self.backbone, self.augment, self.seed, self.view_count,
-            self.progress, self.batch_size,
+            progress=self.progress, batch_size=self.batch_size,
         )  # fmt: skip
         child._parent = self
         return child
@@ -168,8 +170,14 @@ class CachedFeatures:
             rows = store.lookup(present)
             trim(in_use=store.folder)
         lost = set(range(len(samples))) - set(readable[rows.found].tolist())
-        self._dropped += [samples[n].path for n in sorted(lost)]
+        self._note(split, [samples[n].path for n in sorted(lost)])
         return readable[rows.found], rows.select(np.flatnonzero(rows.found))
+
+    def _note(self, split: str, paths: Sequence[str]) -> None:
+        """Make the data module list images that it has not listed yet (or stop at them, where it is strict)."""
+        listed = self.datamodule.unreadable
+        new = [p for p in paths if not any(entry == p or entry.startswith(f"{p}: ") for entry in listed)]
+        self.datamodule.dataset(split).note([f"{path}: its file cannot be read" for path in new])
 
     def _compute(self, split: str, view: int | None, store: FeatureStore, missing: dict[bytes, int]) -> None:
         """Encode the images at the positions `missing` (row key -> position) into the store."""
@@ -180,14 +188,15 @@ class CachedFeatures:
             Subset(dataset, sorted(missing.values())),
             batch_size=self.batch_size,
             num_workers=int(getattr(self.config, "num_workers", 0)),
-            collate_fn=_collate_of(self.datamodule, dataset),
+            collate_fn=self.datamodule.train_dataloader().collate_fn,  # leaves out what cannot be decoded
         )
         what = f"Computing features: {split}" + (
             "" if view is None else f", view {view + 1} of {self.view_count}"
         )
         with Progress(what, len(missing), self.progress) as progress, torch.inference_mode():
             for batch in loader:
-                if batch and len(batch["path"]):
+                dataset.note(batch.get("unreadable", ()))
+                if "image" in batch:
                     encoded = self.backbone.encode_image(
                         batch["image"].to(self.backbone.device), normalize=False
                     )
@@ -217,7 +226,8 @@ class CachedFeatures:
             }
             if augmented:
                 scale = [float(x) for x in getattr(self.augment, "scale", ())]
-                space["augment"] = {"preset": self.augment.preset, "scale": scale, "seed": self.seed}
+                seeds = [self.seed, getattr(self.datamodule, "seed", None)]
+                space["augment"] = {"preset": self.augment.preset, "scale": scale, "seeds": seeds}
             # float32 also for half precision backbones: no rounding on top of theirs
             dtype = "float64" if self.backbone.dtype == torch.float64 else "float32"
             self._stores[augmented] = FeatureStore(space, self.backbone.embed_dim, dtype)
@@ -284,9 +294,3 @@ def _row_key(content: str | None, sample: Any, view: int | None) -> bytes | None
         return None
     about = content if view is None else f"{content}|{sample.index}|{view}"
     return hashlib.sha256(about.encode()).digest()
-
-
-def _collate_of(datamodule: Any, dataset: Any) -> Any:
-    """The data module's own way to make a batch, which leaves out what could not be decoded."""
-    own = getattr(dataset, "collate", None) or getattr(datamodule, "collate", None)
-    return own if own is not None else datamodule.train_dataloader().collate_fn

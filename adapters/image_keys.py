@@ -6,7 +6,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -68,7 +68,7 @@ def image_keys(samples: Sequence[S], compute: Callable[[S], str], kind: str = ""
     def key(number: int) -> str | None:
         try:
             return compute(samples[number])
-        except OSError:
+        except (OSError, ValueError):  # the error of an unreadable image is a ValueError
             return None
 
     with ThreadPoolExecutor(4) as pool:  # hashing lets other threads run
@@ -123,12 +123,9 @@ def _remember(rows: list[tuple[str, int, int, str | None]]) -> None:
 
 def _do_without(error: Exception) -> None:
     """Remembering is a convenience: without it, files are hashed again. A damaged database is started anew."""
+    if type(error) is not sqlite3.DatabaseError:  # a lock, a full disk: where it matters, the store says so
+        return
     path = cache_dir() / "keys.sqlite"
-    if (
-        type(error) is sqlite3.DatabaseError
-    ):  # "not a database" or "malformed"; locks and full disks are subclasses
-        try:
-            path.unlink(missing_ok=True)
-        except OSError:
-            pass
-    warn_once(f"The list of known images {path} cannot be used ({error}); images are read once more.")
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+    warn_once(f"The list of known images {path} is damaged ({error}); images are hashed once more.")

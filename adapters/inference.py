@@ -17,8 +17,6 @@ from torch import Tensor
 from . import artifact
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from .adapter import Adapter
 
 Source = "str | Path | Image"

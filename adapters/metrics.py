@@ -11,12 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .errors import LimpetError
+
 ECE_BINS = 15
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """How one class fared: its label, number of test images, and the share answered rightly (None without images)."""
+    """How one class fared: its label, its test images, and the share answered rightly (None without images)."""
 
     label: int
     images: int
@@ -26,6 +28,17 @@ class ClassScore:
 def probabilities(logits: Tensor) -> Tensor:
     """Softmax in float64: (N, C) -> (N, C) on the CPU."""
     return logits.detach().cpu().double().softmax(dim=-1)
+
+
+def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float | int]:
+    """The headline metrics of one label space, from logits (N, C) and labels (N,); see `scores`."""
+    return scores(probabilities(logits), labels)
+
+
+def per_class_accuracy(logits: Tensor, labels: Tensor) -> tuple[list[int], list[float]]:
+    """Number of images and accuracy of each class, in label order; accuracy 0 where a class has no image."""
+    found = per_class(logits.argmax(dim=-1), labels, logits.shape[1])
+    return [score.images for score in found], [score.accuracy or 0.0 for score in found]
 
 
 def scores(probability: Tensor, labels: Tensor) -> dict[str, float | int]:
@@ -40,7 +53,8 @@ def scores(probability: Tensor, labels: Tensor) -> dict[str, float | int]:
         (15 bins), `top5` (or `topK` with K = C - 1 < 5; where C >= 3), `images`, `classes`.
 
     Raises:
-        ValueError: If there are no images, or shapes do not fit.
+        LimpetError: If there are no images, or the answers are not finite.
+        ValueError: If shapes or labels do not fit.
     """
     probability, labels = _checked(probability, labels)
     count, classes = probability.shape
@@ -110,7 +124,7 @@ def _checked(probability: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             f"Probabilities must be (N, C) and labels (N,); got {tuple(probability.shape)} and {tuple(labels.shape)}."
         )
     if not len(labels):
-        raise ValueError("There are no test images to measure on.")
+        raise LimpetError("There are no test images of these classes to measure on.")
     if int(labels.min()) < 0 or int(labels.max()) >= probability.shape[1]:
         raise ValueError(
             f"Labels must be 0..{probability.shape[1] - 1}; got {int(labels.min())}..{int(labels.max())}."

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from .csv_files import cell
 from .errors import LimpetError
-from .run_folder import find_run
+from .runs import is_run, resolve_run
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from .inference import Classifier
 
-SUFFIXES = frozenset(".jpg .jpeg .png .bmp .gif .tif .tiff .webp .ppm .pgm .jp2 .jfif".split())
+SUFFIXES = frozenset(
+    [".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2", ".jfif"]
+)
 _SHOWN = 10
 
 
@@ -39,7 +41,7 @@ def find_images(path: str) -> list[str]:
                 f"No images found in {place}: looked below it for {', '.join(sorted(SUFFIXES))}."
             )
         return found
-    matches = sorted(glob.glob(str(place), recursive=True))
+    matches = sorted(glob.glob(str(place), recursive=True))  # noqa: PTH207 - the pattern may be absolute
     found = [name for name in matches if Path(name).is_file()]
     found += [name for folder in matches if Path(folder).is_dir() for name in _below(Path(folder))]
     if not found:
@@ -50,7 +52,11 @@ def find_images(path: str) -> list[str]:
 
 
 def predict_command(
-    run: Path | str, path: str, out: Path | None = None, top: int = 1, console: Console | None = None
+    run: Path | str,
+    path: str,
+    out: Path | None = None,
+    top: int | None = None,
+    console: Console | None = None,
 ) -> int:
     """Predict the images at `path` with a run's adapter, write a CSV file and print its first rows.
 
@@ -72,9 +78,12 @@ def predict_command(
     from .inference import Classifier
 
     console = console or Console()
+    top = 1 if top is None else top
     if top < 1:
         raise LimpetError(f"top is {top}; it must be at least 1.")
-    folder = find_run(run)
+    folder = Path(run)
+    if not (is_run(folder) or (folder / "adapter.json").is_file() or (folder / "adapter").is_dir()):
+        folder = resolve_run(str(run))
     images = find_images(path)
     classifier = Classifier.load(folder)
     top = min(top, len(classifier.classes))
@@ -173,8 +182,8 @@ def _below(folder: Path) -> Iterator[str]:
         seen.add(real)
         folders.sort()
         for name in sorted(files):
-            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("._"):
-                yield os.path.join(parent, name)
+            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("._"):
+                yield str(Path(parent, name))
 
 
 def _fresh(folder: Path) -> Path:

@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import csv_files
+from . import csv_files, files
+from .compare import read_metrics
 from .compare_plots import environment
-from .errors import RunError
-from .run_folder import read_metrics
 
 Row = dict[str, str]
 SPACES = {
@@ -30,32 +29,33 @@ _TABLE = (
 )
 
 
-def write(run_dir: str | Path, thumbnail: Callable[[str], Any] | None = None, metrics: Any = None) -> Path:
+def write_report(
+    run_dir: str | Path,
+    metrics: Mapping[str, Any] | None = None,
+    thumbnail: Callable[[str], Any] | None = None,
+) -> Path:
     """Write `report.html` into a run's folder and return its path.
 
     Args:
         run_dir: A run's folder with metrics.json, and predictions.csv, per_class.csv, split.json, recipe.yaml
             as far as they exist.
+        metrics: The metrics, for a run whose metrics.json is not written yet.
         thumbnail: Gives the PIL image for a path of predictions.csv, or None; by default the file is looked for
             as it is named and below the recipe's `data.root`.
-        metrics: The metrics, for a run whose metrics.json is not written yet.
 
     Raises:
         RunError: If the run is not finished or a file is damaged.
     """
     folder = Path(run_dir)
-    text = render(folder, thumbnail, metrics)
-    beside = folder / ".report.html.unfinished"
-    try:
-        beside.write_text(text, encoding="utf-8", errors="replace")
-        beside.replace(folder / "report.html")
-    except OSError as error:
-        raise RunError(f"The report cannot be written to {folder}: {error.strerror or error}.") from None
+    text = render(folder, metrics, thumbnail)
+    files.write_bytes(folder / "report.html", text.encode("utf-8", "replace"))
     return folder / "report.html"
 
 
-def render(folder: Path, thumbnail: Callable[[str], Any] | None = None, metrics: Any = None) -> str:
-    """Return the page of a run; see `write`."""
+def render(
+    folder: Path, metrics: Mapping[str, Any] | None = None, thumbnail: Callable[[str], Any] | None = None
+) -> str:
+    """Return the page of a run; see `write_report`."""
     metrics = metrics if metrics is not None else read_metrics(folder)
     predictions = csv_files.read_rows(folder / "predictions.csv", csv_files.PREDICTIONS)
     classes = csv_files.read_rows(folder / "per_class.csv", csv_files.PER_CLASS)
