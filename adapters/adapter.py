@@ -1,0 +1,355 @@
+"""The base class of every adaptation method, and how a method is found by its name."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import LimpetError, RecipeError, nearest
+
+if TYPE_CHECKING:
+    from .backbone import FrozenClip
+    from .backbone_spec import BackboneSpec
+    from .classes import ClassSet
+
+Batch = Mapping[str, Any]
+Needs = Literal["features", "patches", "images"]
+NewClass = Literal["text", "text_neighbours", "images"]
+
+
+class _Reference:
+    """Holds the backbone so that neither `state_dict` nor `deepcopy` follows it."""
+
+    def __init__(self, target: Any) -> None:
+        self.target = target
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Reference:
+        return self
+
+
+class Adapter(nn.Module):
+    """Something small that is trained, or computed, beside a frozen CLIP.
+
+    A method is one file in `methods/` with a dataclass `Config` and one subclass of this. Lifecycle: `setup` ->
+    `fit_closed_form` (training batches) -> gradient training if `trainable` -> `select` (validation batches) -> frozen.
+    Parameters and persistent buffers are all that is saved; the backbone is only referred to.
+
+    Attributes:
+        config: the method's own `Config`.
+        classes: the classes that `logits` answers about, column by column.
+        selected: what `select` chose (plain numbers and strings), for the record.
+        notes: sentences for the reader of the results.
+    """
+
+    task: ClassVar[str] = "classification"
+    keeps_towers: ClassVar[bool] = False  # whether the saved state holds trained towers (large)
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.name = type(self).__module__.rpartition(".")[2]
+        self.selected: dict[str, Any] = {}
+        self.notes: list[str] = []
+        self._backbone = _Reference(None)
+        self._classes: ClassSet | None = None
+        self._derived: dict[str, Any] = {}  # follows from the classes and the state; never saved
+
+    # Declared properties: answered from the configuration and the backbone's description, before weights load.
+
+    @classmethod
+    def supports(cls, config: Any, spec: BackboneSpec) -> str | None:
+        """Why this method cannot work on such a backbone, as a sentence; None where it can."""
+        return None
+
+    @classmethod
+    def variant(cls, config: Any) -> str:
+        """Name of this configuration in tables: that of its recipe in recipes/method."""
+        return cls.__module__.rpartition(".")[2]
+
+    @classmethod
+    def needs(cls, config: Any, spec: BackboneSpec) -> Needs:
+        """What of an image the method reads: frozen "features" or "patches" (both cacheable) or "images"."""
+        return "features"
+
+    @classmethod
+    def trainable(cls, config: Any, spec: BackboneSpec) -> bool:
+        """Whether gradient training is part of the method."""
+        return False
+
+    @classmethod
+    def new_class(cls, config: Any, spec: BackboneSpec) -> NewClass:
+        """What a class that was not trained on needs: its "text", "text_neighbours", or "images"."""
+        return "text"
+
+    @classmethod
+    def zero_shot_columns(cls, config: Any, spec: BackboneSpec) -> bool:
+        """Whether the column of a class that was not trained on is plain zero-shot CLIP (tables mark it)."""
+        return False
+
+    @classmethod
+    def per_class(cls, config: Any, spec: BackboneSpec) -> tuple[str, ...]:
+        """Names of saved tensors with an entry per class."""
+        return ()
+
+    @classmethod
+    def refits_on_add(cls, config: Any, spec: BackboneSpec) -> bool:
+        """Whether adding a class may change the logits of the others."""
+        return False
+
+    @classmethod
+    def batch_keys(cls, config: Any, spec: BackboneSpec) -> tuple[str, ...]:
+        """Keys, beside path, index and image or feature, that a training batch must carry."""
+        return ("label",)
+
+    # State
+
+    @property
+    def backbone(self) -> FrozenClip:
+        """The frozen CLIP this adapter sits beside."""
+        if self._backbone.target is None:
+            raise LimpetError(f"The adapter '{self.name}' has no backbone yet: call setup(backbone, classes) first.")
+        return cast("FrozenClip", self._backbone.target)
+
+    @property
+    def classes(self) -> ClassSet:
+        """The classes that `logits` answers about."""
+        if self._classes is None:
+            raise LimpetError(f"The adapter '{self.name}' has no classes yet: call setup(backbone, classes) first.")
+        return self._classes
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of learnable tensors: float64 on a float64 backbone, else float32 (half masters lose updates)."""
+        return torch.float64 if self.backbone.dtype == torch.float64 else torch.float32
+
+    def setup(self, backbone: FrozenClip, classes: ClassSet) -> Adapter:
+        """Attach to `backbone`, create the learnable tensors for `classes`, and return self.
+
+        Raises:
+            LimpetError: the method cannot work on this backbone.
+        """
+        reason = self.supports(self.config, backbone.spec)
+        if reason:
+            raise LimpetError(reason)
+        self._backbone = _Reference(backbone)
+        self._classes = classes
+        self._derived = {}
+        self.build()
+        self.to(backbone.device)
+        return self
+
+    def build(self) -> None:
+        """Create parameters and buffers. The backbone and the classes are known here."""
+
+    def data_sized(self) -> tuple[str, ...]:
+        """Names of saved tensors whose size is only known from the training data (cache keys, say)."""
+        return ()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load saved tensors; those of `data_sized` take the saved size."""
+        for name in self.data_sized():
+            if name in state_dict:
+                own = getattr(self, name)
+                fresh = torch.empty(state_dict[name].shape, dtype=own.dtype, device=own.device)
+                setattr(self, name, nn.Parameter(fresh, own.requires_grad) if isinstance(own, nn.Parameter) else fresh)
+        self._derived = {}
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def train(self, mode: bool = True) -> Adapter:
+        """Switch between training and evaluation; what evaluation had cached is dropped."""
+        self._derived.pop("class_weights", None)
+        return cast(Adapter, super().train(mode))
+
+    # Learning
+
+    def fit_closed_form(self, batches: Iterable[Batch]) -> None:
+        """Compute what has a closed form from the training batches.
+
+        A batch of a "features" method holds `feature` (B, D), the plain view, and `views` (B, V, D), the augmented ones;
+        both are raw, that is not normalised.
+        """
+
+    def select(self, batches: Sequence[Batch]) -> None:
+        """Choose hyper-parameters on held-out batches and record them in `selected`. `batches` may be empty."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Training loss (a scalar): cross-entropy over all classes unless a method says otherwise."""
+        return F.cross_entropy(self.logits(batch), batch["label"])
+
+    def epoch_ended(self, epoch: int, epochs: int) -> None:
+        """Called after epoch `epoch` (0-based) of `epochs`, before the checkpoint; what it keeps must be in the state."""
+
+    # Answers
+
+    def image_feature(self, batch: Batch) -> Tensor:
+        """Raw frozen image features (B, D) of a batch, from its `feature` or else its `image`."""
+        if "feature" in batch:
+            return cast(Tensor, batch["feature"]).to(self.backbone.device, self.dtype)
+        return self.backbone.encode_image(batch["image"], normalize=False).to(self.dtype)
+
+    def encode_image(self, batch: Batch) -> Tensor:
+        """Image features (B, D), unit norm."""
+        return F.normalize(self.image_feature(batch), dim=-1)
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Text features (N, D), unit norm."""
+        return self.backbone.encode_text(list(texts)).to(self.dtype)
+
+    def class_weights(self) -> Tensor:
+        """One row a class (C, D), unit norm, to be compared with `encode_image`; computed once in evaluation."""
+        if self.training and torch.is_grad_enabled():
+            return self.compute_class_weights()
+        if "class_weights" not in self._derived:
+            with torch.no_grad():
+                self._derived["class_weights"] = self.compute_class_weights()
+        return cast(Tensor, self._derived["class_weights"])
+
+    def compute_class_weights(self) -> Tensor:
+        """The text classifier (C, D) of this adapter; zero-shot prompts unless a method says otherwise."""
+        return self.zero_shot_weights()
+
+    def zero_shot_weights(self) -> Tensor:
+        """Zero-shot text classifier (C, D): each prompt normalised, averaged over a class's prompts, normalised again.
+
+        Source: CLIP, arXiv 2103.00020, section 3.1.4 (prompt ensembling).
+        """
+        if "zero_shot" not in self._derived:
+            prompts = [self.classes.prompts(name) for name in self.classes.names]
+            counts = torch.tensor([len(p) for p in prompts])
+            features = self.backbone.encode_text([text for group in prompts for text in group]).to(self.dtype)
+            owner = torch.repeat_interleave(torch.arange(len(prompts)), counts).to(features.device)
+            total = torch.zeros(len(prompts), features.shape[1], dtype=features.dtype, device=features.device)
+            mean = total.index_add_(0, owner, features) / counts.to(features)[:, None]
+            self._derived["zero_shot"] = F.normalize(mean, dim=-1)
+        return cast(Tensor, self._derived["zero_shot"])
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Scores (B, C), one column a class of `classes`: logit scale times cosine similarity."""
+        return self.backbone.logit_scale * self.encode_image(batch) @ self.class_weights().T
+
+    # Classes
+
+    @contextmanager
+    def answering(self, classes: ClassSet) -> Iterator[Adapter]:
+        """Within the context, answer about `classes` instead: base, new, joint or another data set's.
+
+        Raises:
+            NeedsImages: the method holds tensors per class and cannot answer about others from text.
+        """
+        previous, derived = self._classes, self._derived
+        self._classes, self._derived = classes, {}
+        try:
+            self.check_classes(classes)
+            yield self
+        finally:
+            self._classes, self._derived = previous, derived
+
+    def check_classes(self, classes: ClassSet) -> None:
+        """Raise NeedsImages where the method cannot answer about `classes`."""
+
+    def add_classes(self, classes: ClassSet, batches: Iterable[Batch] | None = None) -> None:
+        """Answer from now on about `classes`, which contain the present ones.
+
+        Args:
+            classes: present and new classes.
+            batches: training batches of the new classes (labels count in `classes`), for methods that need them.
+
+        Raises:
+            NeedsImages: the method needs images of the new classes and `batches` is None.
+        """
+        self._classes, self._derived = classes, {}
+
+    def learnable(self) -> list[nn.Parameter]:
+        """Parameters that training changes."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+
+def methods_folder() -> Path:
+    """Folder of the built-in methods."""
+    return Path(__file__).parent / "methods"
+
+
+def available() -> list[str]:
+    """Names of the built-in methods: the files of `methods/`."""
+    return sorted(p.stem for p in methods_folder().glob("*.py") if not p.stem.startswith("_"))
+
+
+def find(name: str) -> type[Adapter]:
+    """Class of a method.
+
+    Args:
+        name: a file of `methods/` ("coop"), a file of the user's own ("./mine.py:MyAdapter"), or "package.module:Class".
+
+    Raises:
+        RecipeError: no such method; names the nearest known one.
+    """
+    where, _, wanted = name.partition(":")
+    if not wanted:
+        if name not in available():
+            known = ", ".join(available())
+            raise RecipeError(
+                f"There is no method '{name}'.{nearest(name, available())} Known: {known}. "
+                "A method of your own is written './file.py:ClassName' or 'package.module:ClassName'."
+            )
+        module = importlib.import_module(f".methods.{name}", __package__)
+        return _only_adapter(module)
+    module = _load_file(Path(where)) if where.endswith(".py") else _import(where)
+    found = getattr(module, wanted, None)
+    if not (inspect.isclass(found) and issubclass(found, Adapter)):
+        names = [n for n, v in vars(module).items() if inspect.isclass(v) and issubclass(v, Adapter) and v is not Adapter]
+        raise RecipeError(
+            f"'{where}' has no subclass of limpet.Adapter named '{wanted}'.{nearest(wanted, names)} Found: {names or 'none'}."
+        )
+    return found
+
+
+def config_class(method: type[Adapter]) -> type[Any]:
+    """The dataclass `Config` of the module that defines `method`."""
+    config = getattr(sys.modules[method.__module__], "Config", None)
+    if not (inspect.isclass(config) and dataclasses.is_dataclass(config)):
+        raise RecipeError(f"The module of '{method.__name__}' needs a dataclass named Config with the method's settings.")
+    return config
+
+
+def _only_adapter(module: ModuleType) -> type[Adapter]:
+    found = [
+        v for v in vars(module).values() if inspect.isclass(v) and issubclass(v, Adapter) and v.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise RecipeError(f"{module.__name__} must define one subclass of Adapter; it defines {len(found)}.")
+    return found[0]
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise RecipeError(f"The method file '{path}' was not found in {Path.cwd()}.")
+    name = f"limpet_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise RecipeError(f"'{path}' is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up by name
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise RecipeError(f"The method file '{path}' does not import: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise RecipeError(f"The module '{name}' of the method does not import: {error}") from error

@@ -1,0 +1,318 @@
+"""FrozenClip: any open_clip model behind one face, always frozen and in evaluation mode."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import backbone_weights as weights
+from .backbone_introspect import spec_from_model
+from .backbone_spec import BackboneSpec, describe, resolve, spec_of
+from .backbone_tokens import Tokenizer, clip_tokenizer
+from .blocks import attention_problem, image_features, image_problem, image_tokens
+from .errors import BackboneError
+from .packed_text import Layout, encode
+from .towers import TextTower, text_tower
+
+__all__ = ["BackboneSpec", "FrozenClip", "describe"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TEXT_TOKENS = 16384  # token rows of one text pass without gradients: large enough to fill a CPU, small in memory
+
+
+class FrozenClip:
+    """A CLIP whose weights never change.
+
+    It is a plain object, not a module: an adapter that refers to it has none of its weights in its own
+    `parameters()` or `state_dict()`. Make one with `load` or `from_model`.
+
+    Attributes:
+        model: the open_clip model.
+        spec: what it is; JSON-able.
+        fingerprint: SHA-256 over the loaded weights, before any cast.
+        logit_scale: factor of the cosine, exponential already taken.
+        logit_bias: added to logits (SigLIP), else 0.
+        tokenizer: text to ids.
+    """
+
+    def __init__(self, model: nn.Module, spec: BackboneSpec, fingerprint: str, tokenizer: Tokenizer,
+                 trained_tokens: Tensor | None = None):
+        own: Any = model
+        self.model = own
+        self.spec = spec
+        self.fingerprint = fingerprint
+        self.tokenizer = tokenizer
+        self.logit_scale = float(own.logit_scale.detach().double().exp())
+        bias = getattr(own, "logit_bias", None)
+        self.logit_bias = 0.0 if bias is None else float(bias.detach().double())
+        self._trained_tokens = trained_tokens
+        self._texts: dict[str, Tensor] = {}
+        model.eval().requires_grad_(False)
+
+    @classmethod
+    def load(cls, config: Any, device: str | torch.device = "cpu") -> FrozenClip:
+        """Load a backbone.
+
+        Args:
+            config: a name ("limpet-tiny"), or a backbone section: `name`, `pretrained`, `activation`, `precision`.
+            device: where the weights go.
+
+        Raises:
+            BackboneError: unknown names, files that cannot be read or do not fit, an unreachable hub.
+        """
+        source = resolve(config)
+        model = weights.build(source)
+        if source.pretrained == "random":
+            state = {k: v for k, v in model.state_dict().items()}
+            trained = None
+        else:
+            state = weights.load_state(source)
+            trained = weights.fit_state(model, state, source.name)
+        fingerprint = weights.fingerprint(state)
+        spec = spec_of(source)
+        clip = cls(model, spec, fingerprint, Tokenizer(weights.tokenizer(source), spec.context_length), trained)
+        return clip.to(device, DTYPES[source.precision])
+
+    @classmethod
+    def from_model(
+        cls,
+        model: nn.Module,
+        tokenizer: Callable[..., Any] | None = None,
+        name: str = "custom",
+        preprocessing: dict[str, Any] | None = None,
+    ) -> FrozenClip:
+        """Wrap an open_clip model of one's own; its parameters are frozen in place.
+
+        Args:
+            model: CLIP or CustomTextCLIP, in any number format.
+            tokenizer: maps a list of texts to ids (N, L); default: CLIP's own.
+            name: recorded in the spec.
+            preprocessing: any of size, mean, std, interpolation, resize_mode, fill; default: what the model says.
+        """
+        spec = spec_from_model(model, name, preprocessing)
+        state = dict(model.state_dict())
+        return cls(model, spec, weights.fingerprint(state), Tokenizer(tokenizer or clip_tokenizer(), spec.context_length))
+
+    @property
+    def embed_dim(self) -> int:
+        """Size of the joint space."""
+        return self.spec.embed_dim
+
+    @property
+    def image_size(self) -> int:
+        """Height of the network input in pixels."""
+        return self.spec.image_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.model.logit_scale.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the weights."""
+        dtype: torch.dtype = self.model.logit_scale.dtype
+        return dtype
+
+    @property
+    def text(self) -> TextTower | None:
+        """The parts of the native text tower; None for Hugging Face towers and CoCa."""
+        return text_tower(self.model)
+
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> FrozenClip:
+        """Move and cast the weights in place; returns itself."""
+        self.model.to(device=device, dtype=dtype)
+        names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
+        self.spec = replace(self.spec, precision=names[self.dtype])
+        self._texts.clear()
+        return self
+
+    def transform(self, train: bool = False, augment: Any = None) -> Callable[[Any], Tensor]:
+        """Return a picklable function from a PIL image to network input (3, H, W).
+
+        Args:
+            train: whether to augment.
+            augment: an object with `preset` and `scale`; presets: natural, aerial, microscopy, none.
+        """
+        from .transforms import ImageTransform
+
+        return ImageTransform.of(self.spec.preprocessing, train=train, augment=augment)
+
+    def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
+        """Return image features (B, D) of network input (B, 3, H, W), without gradient.
+
+        Half-precision features are widened to float32, so that cosines are not rounded.
+        """
+        with torch.no_grad():
+            return self._image(images, normalize)
+
+    def _image(self, images: Tensor, normalize: bool) -> Tensor:
+        images = images.to(self.device, self.dtype)
+        if image_problem(self.spec) is None and attention_problem(self.model.visual.transformer.resblocks[0]) is None:
+            features = image_features(self, images)
+        else:
+            features = self.model.encode_image(images)
+        return _finish(features, normalize)
+
+    def image_patches(self, images: Tensor) -> Tensor:
+        """Return the patch tokens (B, P, W) behind the last block of the image tower, without gradient.
+
+        Native ViT: after the final norm, before projection. ResNet and timm: the last feature map, one row a place.
+        """
+        with torch.no_grad():
+            return image_tokens(self, images.to(self.device, self.dtype))
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Return token ids (N, L), padded to the tower's context length."""
+        return self.tokenizer(texts)
+
+    def token_ids(self, text: str) -> list[int]:
+        """Return the ids of a text alone, without start, end or padding."""
+        return self.tokenizer.ids(text)
+
+    def embed_tokens(self, ids: Tensor | Sequence[int]) -> Tensor:
+        """Return token embeddings (..., W) of ids (...), without positions.
+
+        Raises:
+            BackboneError: the text tower is not a native transformer.
+        """
+        tower = self.text
+        if tower is None:
+            raise BackboneError(f"The text tower of {self.spec.name} does not show its token embeddings.")
+        return tower.embed(torch.as_tensor(ids, device=self.device, dtype=torch.long))
+
+    def unseen_tokens(self, text: str) -> list[str]:
+        """Return the tokens of a text that the backbone was never trained on (known for limpet-tiny), in order."""
+        if self._trained_tokens is None:
+            return []
+        ids = dict.fromkeys(self.token_ids(text))
+        return [self.tokenizer.word(i) for i in ids if not bool(self._trained_tokens[i])]
+
+    def encode_text(self, texts: Sequence[str], normalize: bool = True) -> Tensor:
+        """Return text features (N, D), without gradient; every text is encoded once and then remembered."""
+        texts = list(texts)
+        fresh = [t for t in dict.fromkeys(texts) if t not in self._texts]
+        if fresh:
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                features = self._text(fresh)
+            self._texts.update(zip(fresh, features, strict=True))
+        if not texts:
+            return torch.zeros(0, self.embed_dim, device=self.device)
+        return _finish(torch.stack([self._texts[t] for t in texts]), normalize)
+
+    def _text(self, texts: list[str]) -> Tensor:
+        """Encode texts; causal native towers skip the padding and share the start of text, which is exact."""
+        rows = self.tokenize(texts)
+        tower = self.text
+        if tower is None or tower.mask is None or any(attention_problem(b) for b in tower.blocks):
+            size = max(1, TEXT_TOKENS // rows.shape[1])
+            return torch.cat([_first(self.model.encode_text(part.to(self.device))) for part in rows.split(size)])
+        cut = [row[: tower.end(row) + 1] for row in rows.tolist()]
+        order = sorted(range(len(cut)), key=lambda i: len(cut[i]))
+        features: list[Tensor] = []
+        for part in _portions([len(cut[i]) for i in order], TEXT_TOKENS):
+            ids = [cut[i] for i in order[part]]
+            # The first token is the same everywhere (start of text), so it is the shared beginning.
+            shared = 1 if len({row[0] for row in ids}) == 1 and all(len(row) > 1 for row in ids) else 0
+            layout = Layout.of([len(row) - shared for row in ids], shared, self.device)
+            rests = self.embed_tokens([token for row in ids for token in row[shared:]])
+            features.append(encode(tower, layout, self.embed_tokens([ids[0][:shared]]), rests)[0])
+        back = torch.empty(len(order), dtype=torch.long)
+        back[torch.tensor(order)] = torch.arange(len(order))
+        return torch.cat(features)[back.to(self.device)]
+
+    def editable(self, towers: Sequence[str]) -> EditableClip:
+        """Return a copy in which some towers can be trained.
+
+        Args:
+            towers: any of "image" and "text".
+
+        Returns:
+            A copy that shares the frozen tensors by reference; the parameters of the chosen towers are fresh clones
+            that require grad. It belongs to the caller; this backbone does not change.
+
+        Raises:
+            BackboneError: an unknown tower.
+        """
+        unknown = [t for t in towers if t not in ("image", "text")]
+        if unknown:
+            raise BackboneError(f"There is no tower {unknown[0]!r}; a CLIP has 'image' and 'text'.")
+        memo: dict[int, Any] = {id(b): b for b in self.model.buffers()}
+        for name, parameter in self.model.named_parameters():
+            tower = _tower_of(name)
+            chosen = tower in towers
+            memo[id(parameter)] = nn.Parameter(parameter.detach().clone()) if chosen else parameter
+        for module in self.model.modules():  # running statistics of trained towers are the copy's own
+            if _is_norm_with_statistics(module) and "image" in towers:
+                for buffer in module.buffers(recurse=False):
+                    memo[id(buffer)] = buffer.clone()
+        return EditableClip(copy.deepcopy(self.model, memo), self, frozenset(towers))
+
+
+class EditableClip(FrozenClip):
+    """A copy of a backbone some towers of which can be trained; frozen tensors are shared with the original.
+
+    Its encoders carry gradients to the trained towers, and texts are remembered only while the text tower is frozen.
+    """
+
+    def __init__(self, model: nn.Module, origin: FrozenClip, towers: frozenset[str]):
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        super().__init__(model, origin.spec, origin.fingerprint, origin.tokenizer, origin._trained_tokens)
+        self.towers = towers
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the trainable parameters with their open_clip names."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                yield name, parameter
+
+    def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
+        """Return image features (B, D), with gradient where the image tower is trained."""
+        return self._image(images, normalize) if "image" in self.towers else super().encode_image(images, normalize)
+
+    def encode_text(self, texts: Sequence[str], normalize: bool = True) -> Tensor:
+        """Return text features (N, D), with gradient where the text tower is trained."""
+        if "text" not in self.towers or not texts:
+            return super().encode_text(texts, normalize)
+        return _finish(self._text(list(texts)), normalize)
+
+
+def _tower_of(name: str) -> str:
+    if name in ("logit_scale", "logit_bias"):
+        return ""
+    return "image" if name.startswith("visual.") else "text"
+
+
+def _is_norm_with_statistics(module: nn.Module) -> bool:
+    return getattr(module, "running_mean", None) is not None
+
+
+def _first(features: Any) -> Tensor:
+    """Towers that also return tokens put the feature first."""
+    feature: Tensor = features[0] if isinstance(features, tuple) else features
+    return feature
+
+
+def _finish(features: Tensor, normalize: bool) -> Tensor:
+    features = features.float() if features.dtype in (torch.bfloat16, torch.float16) else features
+    return F.normalize(features, dim=-1) if normalize else features
+
+
+def _portions(lengths: Sequence[int], budget: int) -> list[slice]:
+    """Cut a list of lengths into runs of at most `budget` tokens (at least one entry each)."""
+    portions, start, used = [], 0, 0
+    for index, length in enumerate(lengths):
+        if used + length > budget and index > start:
+            portions.append(slice(start, index))
+            start, used = index, 0
+        used += length
+    return [*portions, slice(start, len(lengths))]

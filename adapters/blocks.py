@@ -1,0 +1,283 @@
+"""One functional forward of a pre-LN residual block, over open_clip's own modules.
+
+Everything an adapter does inside a tower (deep prompts, another source of queries, keys and values, an attention
+bias, computing only some rows of the last block, looking at single heads) enters here, so no tower is rewritten and
+no weight is copied. Attention uses `linear` and `scaled_dot_product_attention` on the parameters of
+`nn.MultiheadAttention`: the same numbers, and under bf16 autocast several times faster than the module itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .errors import BackboneError
+
+if TYPE_CHECKING:
+    from .backbone import FrozenClip
+    from .backbone_spec import BackboneSpec
+
+Heads = tuple[Tensor, Tensor, Tensor]
+"""Queries, keys and values, each (..., L, H, d)."""
+
+
+@dataclass(frozen=True)
+class Seams:
+    """What an adapter changes inside the blocks of a tower; every part is optional.
+
+    Attributes:
+        qkv: `(layer, attention module, input (B, L, W)) -> (q, k, v)`, each (B, L, H, d), in place of the frozen
+            projection.
+        out: `(layer, attention module, heads' output (B, L, W)) -> (B, L, W)` in place of the output projection.
+        bias: `(layer) -> Tensor | None`, added to the attention logits; broadcast to (B, H, Lq, Lk).
+        heads: `(layer, heads' output (B, H, Lq, d)) -> the same shape`; may look at single heads or change them.
+    """
+
+    qkv: Callable[[int, Any, Tensor], Heads] | None = None
+    out: Callable[[int, Any, Tensor], Tensor] | None = None
+    bias: Callable[[int], Tensor | None] | None = None
+    heads: Callable[[int, Tensor], Tensor] | None = None
+
+
+PLAIN = Seams()
+
+
+def attention_problem(block: Any) -> str | None:
+    """Say why a block's attention cannot be computed functionally, or None where it can.
+
+    A wrapper around the attention module (PEFT's, say) still shows the weights inside it; computing from those would
+    silently ignore the wrapper, so only the plain class is accepted.
+    """
+    attention = getattr(block, "attn", None)
+    if type(attention) is not nn.MultiheadAttention or hasattr(block, "ln_attn"):
+        return f"its blocks use {type(attention).__name__}, not plain multi-head attention"
+    if (
+        attention.in_proj_weight is None
+        or attention.bias_k is not None
+        or attention.add_zero_attn
+        or attention.dropout
+        or hasattr(block, "ln_1_kv")
+    ):
+        return "its attention uses options outside those of CLIP"
+    return None
+
+
+def project_qkv(attention: Any, x: Tensor) -> Heads:
+    """Return the frozen module's queries, keys and values of x (..., L, W), each (..., L, H, d)."""
+    heads = attention.num_heads
+    packed = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
+    q, k, v = packed.unflatten(-1, (3, heads, x.shape[-1] // heads)).unbind(-3)
+    return q, k, v
+
+
+def project_part(attention: Any, x: Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
+    """Return some of queries (0), keys (1) and values (2) of x, parts start..stop, each (..., L, H, d)."""
+    heads, width = attention.num_heads, x.shape[-1]
+    rows = slice(start * width, stop * width)
+    bias = attention.in_proj_bias
+    packed = F.linear(x, attention.in_proj_weight[rows], None if bias is None else bias[rows])
+    return packed.unflatten(-1, (stop - start, heads, width // heads)).unbind(-3)
+
+
+def project_out(attention: Any, x: Tensor) -> Tensor:
+    """Return the frozen module's output projection of the concatenated heads (..., L, W)."""
+    return F.linear(x, attention.out_proj.weight, attention.out_proj.bias)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention of q (B, H, Lq, d) over k, v (B, H, Lk, d), with an additive bias."""
+    bias = None if bias is None else bias.to(q.dtype)
+    if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16) and q.requires_grad:
+        # The fused kernel's half-precision backward is slower on CPUs than the plain products.
+        logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        return (logits if bias is None else logits + bias).softmax(-1).to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+def self_attention(
+    attention: Any,
+    x: Tensor,
+    layer: int = 0,
+    *,
+    seams: Seams = PLAIN,
+    bias: Tensor | None = None,
+    keep: slice | None = None,
+) -> Tensor:
+    """Self-attention of normalised tokens x (B, L, W); returns (B, Lq, W) for the kept query rows.
+
+    Args:
+        attention: a plain `nn.MultiheadAttention`.
+        x: input (B, L, W).
+        layer: index handed to the seams.
+        seams: the adapter's changes.
+        bias: the tower's own additive mask, (L, L) or broadcastable to (B, H, L, L).
+        keep: query rows to compute; keys and values always come from all rows.
+    """
+    if seams.qkv is not None:
+        q, k, v = seams.qkv(layer, attention, x)
+        q = q if keep is None else q[:, keep]
+    elif keep is None:
+        q, k, v = project_qkv(attention, x)
+    else:
+        (q,) = project_part(attention, x[:, keep], 0, 1)
+        k, v = project_part(attention, x, 1, 3)
+    bias = bias if bias is None or keep is None else bias[..., keep, :]
+    extra = None if seams.bias is None else seams.bias(layer)
+    if extra is not None:
+        if keep is not None and extra.shape[-2] == x.shape[1]:
+            extra = extra[..., keep, :]
+        bias = extra if bias is None else bias + extra
+    out = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias)
+    if seams.heads is not None:
+        out = seams.heads(layer, out)
+    merged = out.transpose(1, 2).flatten(2)
+    return project_out(attention, merged) if seams.out is None else seams.out(layer, attention, merged)
+
+
+def residual(block: Any, x: Tensor, attention: Callable[[Tensor], Tensor], kept: Tensor | None = None) -> Tensor:
+    """Pass tokens x (..., L, W) through one pre-LN block whose attention is given as a function.
+
+    Args:
+        block: open_clip's residual block (its norms, layer scales and MLP are used as they are).
+        x: tokens entering the block.
+        attention: maps normalised tokens to what attention adds, for all rows or for the kept ones.
+        kept: the rows of x that `attention` answers for, where it does not answer for all.
+    """
+    x = (x if kept is None else kept) + block.ls_1(attention(block.ln_1(x)))
+    out: Tensor = x + block.ls_2(block.mlp(block.ln_2(x)))
+    return out
+
+
+def run(
+    blocks: Sequence[Any],
+    x: Tensor,
+    *,
+    mask: Tensor | None = None,
+    deep: Sequence[Tensor] = (),
+    slots: slice | None = None,
+    keep: slice | None = None,
+    seams: Seams = PLAIN,
+) -> Tensor:
+    """Pass tokens (B, L, W) through a stack of blocks.
+
+    Args:
+        blocks: open_clip residual blocks.
+        x: tokens (B, L, W).
+        mask: additive attention mask (L, L), or None.
+        deep: vectors (n, W) or (B, n, W) that overwrite `slots` before block 1, 2, ... ; later blocks let them flow.
+        slots: the n token rows that deep vectors overwrite.
+        keep: rows to compute in the last block, for towers that pool one token; the result has only these rows.
+        seams: the adapter's changes inside attention.
+
+    Raises:
+        BackboneError: more deep vectors than blocks behind the first.
+    """
+    if len(deep) > len(blocks) - 1:
+        raise BackboneError(
+            f"Prompts were given for {len(deep) + 1} layers, but the tower has {len(blocks)}: lower the prompt depth."
+        )
+    for layer, block in enumerate(blocks):
+        if 0 < layer <= len(deep) and slots is not None:
+            x = overwrite(x, deep[layer - 1], slots)
+        rows = keep if layer == len(blocks) - 1 else None
+        x = residual(
+            block,
+            x,
+            lambda h, block=block, layer=layer, rows=rows: self_attention(  # type: ignore[misc]
+                block.attn, h, layer, seams=seams, bias=mask, keep=rows
+            ),
+            None if rows is None else x[:, rows],
+        )
+    return x
+
+
+def overwrite(x: Tensor, vectors: Tensor, slots: slice) -> Tensor:
+    """Return tokens x (B, L, W) with the rows `slots` replaced by vectors (n, W) or (B, n, W)."""
+    start, stop, _ = slots.indices(x.shape[1])
+    new = vectors.to(x.dtype).expand(x.shape[0], -1, -1)
+    if new.shape[1] != stop - start:
+        raise BackboneError(
+            f"A deeper prompt has {new.shape[1]} tokens where the first has {stop - start}: all need the same number."
+        )
+    return torch.cat([x[:, :start], new, x[:, stop:]], dim=1)
+
+
+def image_problem(spec: BackboneSpec) -> str | None:
+    """Say in a sentence why image prompts and other changes inside the image tower are impossible, or None.
+
+    Callable before weights load.
+    """
+    kinds = {"resnet": "a ResNet", "timm": "a timm model"}
+    if spec.image_tower != "vit":
+        return f"The image tower of {spec.name} is {kinds[spec.image_tower]}; this needs one of open_clip's own ViT towers."
+    if spec.image_pool not in ("tok", "avg"):
+        return f"The image tower of {spec.name} pools by attention; this needs a tower that reads its class token or the mean."
+    if not spec.plain_attention:
+        return f"The image tower of {spec.name} uses a variant of attention that Limpet does not compute itself."
+    return None
+
+
+def image_features(
+    backbone: FrozenClip, images: Tensor, prompts: Sequence[Tensor] = (), *, seams: Seams = PLAIN
+) -> Tensor:
+    """Image features of a native ViT tower, with prompt tokens and changes inside its blocks.
+
+    Args:
+        backbone: whose image tower is used; gradients flow to prompts and to what the seams bring in.
+        images: network input (B, 3, H, W).
+        prompts: the first (n, W) or (B, n, W) goes behind the patch tokens, before `ln_pre` and without a position;
+            the following ones overwrite the last n tokens as they are, before block 1, 2, ...
+        seams: the adapter's changes inside attention.
+
+    Returns:
+        Features (B, D), not normalised.
+
+    Raises:
+        BackboneError: a tower this cannot be done on, or more prompts than blocks.
+    """
+    problem = image_problem(backbone.spec)
+    visual = backbone.model.visual
+    if problem is None:
+        wrapped = next((p for p in map(attention_problem, visual.transformer.resblocks) if p), None)
+        problem = f"The image tower of {backbone.spec.name} cannot be changed: {wrapped}." if wrapped else None
+    if problem is not None:
+        raise BackboneError(problem)
+    x = visual._embeds(images.to(backbone.device, backbone.dtype))
+    places = x.shape[1]
+    slots = None
+    if prompts:
+        first = prompts[0].to(x.dtype).expand(x.shape[0], -1, -1)
+        x = torch.cat([x, visual.ln_pre(first)], 1)
+        slots = slice(places, x.shape[1])
+    # Only the pooled tokens' outputs are read, so the last block computes nothing else.
+    keep = slice(0, 1) if visual.pool_type == "tok" else slice(0, places)
+    x = run(visual.transformer.resblocks, x, deep=prompts[1:], slots=slots, keep=keep, seams=seams)
+    pooled, _ = visual._pool(x)
+    return pooled if visual.proj is None else pooled @ visual.proj
+
+
+def image_tokens(backbone: FrozenClip, images: Tensor) -> Tensor:
+    """Patch tokens (B, P, W) of network input (B, 3, H, W) behind the last block of any image tower."""
+    visual = backbone.model.visual
+    kind = backbone.spec.image_tower
+    if kind == "vit":
+        x = visual.transformer(visual._embeds(images))
+        x = x if visual.attn_pool is not None else visual.ln_post(x)
+        tokens: Tensor = x[:, 1:]
+        return tokens
+    if kind == "resnet":
+        x = visual.stem(images)
+        for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+            x = stage(x)
+    else:
+        x = visual.trunk.forward_features(images)
+    if x.ndim == 4:
+        if kind == "timm" and getattr(visual.trunk, "output_fmt", "NCHW") == "NHWC":
+            return x.flatten(1, 2)
+        return x.flatten(2).transpose(1, 2)
+    return x[:, getattr(visual.trunk, "num_prefix_tokens", 0) :]

@@ -1,0 +1,94 @@
+"""Base-to-new generalisation: accuracy on trained classes, on new ones, and on all together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+
+from ..adapter import Adapter
+from ..classes import ClassSet
+from ..errors import NeedsImages
+from ..metrics import harmonic_mean
+from ..module import AdaptationModule
+from ..tasks.classification import Outcome, evaluate
+
+
+@dataclass
+class Spaces:
+    """Answers in several label spaces.
+
+    Attributes:
+        outcomes: label space ("all", or "base", "new", "joint") -> answers.
+        unanswered: label space -> why the method cannot answer there.
+    """
+
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    unanswered: dict[str, str] = field(default_factory=dict)
+
+    def results(self) -> dict[str, dict[str, Any]]:
+        """Metrics of each label space."""
+        return {space: outcome.metrics() for space, outcome in self.outcomes.items()}
+
+    def harmonic_mean(self) -> float | None:
+        """Harmonic mean of base and new accuracy; None where either is missing."""
+        if not {"base", "new"} <= self.outcomes.keys():
+            return None
+        base, new = (self.outcomes[s].metrics()["accuracy"] for s in ("base", "new"))
+        return harmonic_mean(base, new)
+
+
+def measure(adapter: Adapter, data: Any, spaces: Mapping[str, ClassSet]) -> Spaces:
+    """Evaluate on the test images of each label space; only its own classes are candidates there.
+
+    Args:
+        adapter: any adapter after training.
+        data: a data module with `restrict(names)` and `test_dataloader()`.
+        spaces: label space -> its classes.
+    """
+    found = Spaces()
+    for space, classes in spaces.items():
+        try:
+            batches = data.restrict(classes.names).test_dataloader()
+            found.outcomes[space] = evaluate(adapter, batches, classes)
+        except NeedsImages as error:
+            found.unanswered[space] = str(error)
+    return found
+
+
+def label_spaces(classes: ClassSet, protocol: str) -> dict[str, ClassSet]:
+    """Label spaces of a protocol: "all" -> all classes; "base_to_new" -> base, new, and joint (all)."""
+    if protocol == "base_to_new":
+        return {"base": classes.base(), "new": classes.new(), "joint": classes}
+    return {"all": classes}
+
+
+class BaseToNew(Callback):
+    """Measure base, new and joint accuracy when a fit ends; for use with a Trainer of your own.
+
+    Args:
+        data: data module over all classes.
+        classes: all classes, base and new.
+
+    Attributes:
+        spaces: what was measured; None before the fit has ended.
+    """
+
+    def __init__(self, data: Any, classes: ClassSet) -> None:
+        self.data, self.classes = data, classes
+        self.spaces: Spaces | None = None
+
+    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Measure, and log accuracies under base, new, joint and harmonic_mean."""
+        assert isinstance(pl_module, AdaptationModule)
+        self.spaces = measure(pl_module.adapter, self.data, label_spaces(self.classes, "base_to_new"))
+        values: dict[str, float] = {s: float(r["accuracy"]) for s, r in self.spaces.results().items()}
+        mean = self.spaces.harmonic_mean()
+        if mean is not None:
+            values["harmonic_mean"] = mean
+        loggers: Sequence[Any] = trainer.loggers
+        for logger in loggers:
+            logger.log_metrics(values, step=trainer.global_step)

@@ -1,0 +1,79 @@
+"""Checkpoints at epoch ends: one to resume from, written atomically, and the best state on val in memory.
+
+Both are Lightning `Checkpoint`s, which are called after the module's own epoch-end hook.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+
+from ..adapter import Batch
+from ..module import AdaptationModule
+from ..tasks.classification import evaluate
+
+
+class ResumeCheckpoint(Checkpoint):
+    """Write `last.ckpt` at the end of every epoch: beside it first, then renamed, so a good one is never half replaced.
+
+    Args:
+        path: the file.
+        every: write every so many epochs (the last epoch always).
+    """
+
+    def __init__(self, path: Path, every: int = 1) -> None:
+        self.path, self.every = path, every
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Save where due."""
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every == 0 or epoch == trainer.max_epochs:
+            beside = self.path.with_suffix(".ckpt.part")
+            trainer.save_checkpoint(beside, weights_only=False)
+            if trainer.is_global_zero:
+                os.replace(beside, self.path)
+
+
+class KeepBest(Checkpoint):
+    """Remember the adapter's state with the best accuracy on val (`evaluate.select: val`); of equals the first is kept.
+
+    Args:
+        batches: validation batches, evaluated at the end of every epoch.
+    """
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self.batches = batches
+        self.accuracy = -1.0
+        self.epoch = -1
+        self.state: dict[str, Tensor] = {}
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Evaluate, and keep the state where it is better."""
+        assert isinstance(pl_module, AdaptationModule)
+        adapter = pl_module.adapter
+        accuracy = float(evaluate(adapter, self.batches, adapter.classes).metrics()["accuracy"])
+        if accuracy > self.accuracy:
+            self.accuracy, self.epoch = accuracy, trainer.current_epoch
+            self.state = {k: v.detach().cpu().clone() for k, v in adapter.state_dict().items()}
+
+    def restore(self, module: AdaptationModule) -> None:
+        """Put the best state back into the adapter."""
+        if self.state:
+            module.adapter.load_state_dict(self.state)
+            module.adapter.selected["epoch"] = self.epoch + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"accuracy": self.accuracy, "epoch": self.epoch, "state": self.state}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        self.accuracy, self.epoch, self.state = state_dict["accuracy"], state_dict["epoch"], state_dict["state"]
+        self.state = {k: torch.as_tensor(v) for k, v in self.state.items()}

@@ -1,0 +1,98 @@
+"""The page and the shots curve of a comparison."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from importlib import resources
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .compare import Row
+
+
+def shots_curve(rows: Sequence[Row]) -> bytes | None:
+    """Return a PNG of the headline accuracy over shots, a line per method; None unless shots differ."""
+    curves: dict[str, list[tuple[int, float, float]]] = {}
+    flat: dict[str, float] = {}
+    column = next(
+        (c for c in ("accuracy", "harmonic_mean", "base") if any(r.values.get(c) for r in rows)), None
+    )
+    if column is None:
+        return None
+    where = {key: len({r.group[key] for r in rows}) > 1 for key in ("recipe", "backbone")}
+    for row in rows:
+        mean = row.mean(column)
+        if mean is None:
+            continue
+        name = " ".join([row.group["method"], *(row.group[key] for key, many in where.items() if many)])
+        name = f"{name} {row.group['variant']}".strip()
+        if row.group["shots"].isdigit() and row.group["method"] != "zero_shot":
+            curves.setdefault(name, []).append(
+                (int(row.group["shots"]), 100 * mean, 100 * (row.sd(column) or 0))
+            )
+        elif row.group["method"] == "zero_shot":
+            flat[name] = 100 * mean
+    if len({shots for points in curves.values() for shots, _, _ in points}) < 2:
+        return None
+    from matplotlib.figure import Figure  # without pyplot: no display, no global state
+
+    figure = Figure(figsize=(6.4, 4), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for name, points in curves.items():
+        shots, means, sds = zip(*sorted(points), strict=True)
+        axes.errorbar(shots, means, yerr=sds, marker="o", capsize=3, label=_plain(name))
+    for name, mean in flat.items():
+        axes.axhline(mean, linestyle="--", color="grey", linewidth=1, label=_plain(name))
+    every = sorted({shots for points in curves.values() for shots, _, _ in points})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(every, [str(shots) for shots in every])
+    axes.set_xlabel("images per class (shots)")
+    axes.set_ylabel(
+        "harmonic mean of base and new, %" if column == "harmonic_mean" else f"{column} %, test images"
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def page(
+    rows: Sequence[Row],
+    labels: Sequence[str],
+    columns: Sequence[str],
+    notes: Sequence[str],
+    picture: bytes | None,
+) -> str:
+    """Return the comparison as one HTML page without outside references."""
+    from .compare import COLUMNS, each_seed
+
+    best = {c: max((row.mean(c) or 0.0 for row in rows), default=0.0) for c in columns}
+    body = [
+        {
+            "labels": [row.group[name] for name in labels],
+            "count": len(row.seeds),
+            "cells": [(row.show(c), row.mean(c) is not None and row.mean(c) == best[c]) for c in columns],
+        }
+        for row in rows
+    ]
+    return environment().get_template("compare.html.jinja").render(
+        labels=labels, headings=[COLUMNS[c][0] for c in columns], rows=body, seeds=each_seed(rows), notes=notes,
+        picture=base64.b64encode(picture).decode() if picture else None,
+    )  # fmt: skip
+
+
+def environment():  # type: ignore[no-untyped-def]  # noqa: ANN201
+    """The Jinja environment of the pages: templates from the package, every text escaped."""
+    import jinja2
+
+    folder = resources.files(__package__).joinpath("assets")
+    loader = jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
+    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib does not read as mathematics."""
+    return text.replace("$", r"\$")

@@ -1,0 +1,62 @@
+"""Measure a finished run again, on another split or on other images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import artifact, files
+from .callbacks.base_to_new import label_spaces, measure
+from .errors import RunError
+from .features import CachedFeatures
+from .recipe import Recipe
+from .session import choose_classes, load_data
+from .show import console, percent
+
+
+def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Evaluate the newest artefact of a run with its recipe, changed by `overrides`; print and store the result.
+
+    Classes are those of the data: trained ones are answered as trained, others from their text where the method can.
+
+    Raises:
+        RunError: the run has no artefact.
+    """
+    recipe = Recipe.from_run(run_dir, overrides)
+    folder = run_dir / "adapter"
+    if not folder.is_dir():
+        raise RunError(f"{run_dir} holds no adapter: the run did not finish. Continue it with `limpet resume {run_dir}`.")
+    adapter = artifact.load(folder)
+    data = load_data(recipe)
+    classes = choose_classes(recipe, data)
+    data = data.restrict(classes.names)
+    data.set_transforms(adapter.backbone.transform(), adapter.backbone.transform())
+    if adapter.needs(adapter.config, adapter.backbone.spec) == "features":
+        data = CachedFeatures(data, adapter.backbone, recipe.data.augment, recipe.seed, views=0)
+    spaces = measure(adapter, data, label_spaces(classes, recipe.protocol))
+    result = {
+        "run": run_dir.name,
+        "overrides": list(overrides),
+        "split_hash": data.manifest()["hash"],
+        "results": spaces.results(),
+        "harmonic_mean": spaces.harmonic_mean(),
+        "unanswered": spaces.unanswered,
+        "unreadable": sorted(data.unreadable),
+    }
+    digest = hashlib.sha256(json.dumps(list(overrides)).encode()).hexdigest()[:8]
+    path = run_dir / f"evaluation-{digest}.json"
+    files.write_json(path, result)
+    for space, values in result["results"].items():
+        console.print(
+            f"{space}: accuracy [bold]{percent(values['accuracy'])} %[/bold], balanced {percent(values['balanced_accuracy'])} %, "
+            f"macro-F1 {percent(values['macro_f1'])} %, {values['images']} images, {values['classes']} classes"
+        )
+    if result["harmonic_mean"] is not None:
+        console.print(f"harmonic mean: [bold]{percent(result['harmonic_mean'])} %[/bold]")
+    for space, reason in spaces.unanswered.items():
+        console.print(f"[yellow]{space}[/yellow]: {reason}")
+    console.print(f"written to {path}")
+    return result

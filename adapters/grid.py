@@ -1,0 +1,72 @@
+"""Grids: the cells of a recipe with several seeds, methods or other values, each a run folder of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import compare, files, runner
+from .errors import RunError
+from .show import console
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
+
+
+def cell_name(recipe: Recipe) -> str:
+    """Folder name of a cell, from its values: "method=coop,seed=1"."""
+    text = ",".join(f"{key}={value}" for key, value in sorted(recipe.cell.items()))
+    return re.sub(r"[^\w=,.+-]+", "_", text)[:150]
+
+
+def grid_dir(recipes: Sequence[Recipe]) -> Path:
+    """Folder of a grid; the same command gives the same folder."""
+    fixed = [{"cell": r.cell, "recipe": r.to_dict()} for r in recipes]
+    digest = hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode()).hexdigest()[:10]
+    first = recipes[0]
+    return Path(first.run.dir) / (first.run.name or first.name) / f"grid-{digest}"
+
+
+def fit_grid(recipes: Sequence[Recipe]) -> Path:
+    """Run every cell that is not finished, continue interrupted ones, print mean and standard deviation over seeds.
+
+    A cell that cannot run (a method that does not support the backbone, say) is reported, and the others go on.
+
+    Raises:
+        RunError: at the end, when a cell could not run.
+    """
+    folder = grid_dir(recipes)
+    folder.mkdir(parents=True, exist_ok=True)
+    failed: dict[str, str] = {}
+    user_errors = runner.user_errors()
+    for number, recipe in enumerate(recipes, 1):
+        name = cell_name(recipe)
+        cell = folder / name
+        head = f"[bold]cell {number} of {len(recipes)}[/bold] {name}"
+        if (cell / "metrics.json").exists():
+            console.print(f"{head}: already finished")
+            continue
+        console.rule(head)
+        try:
+            if (cell / "recipe.yaml").exists():
+                runner.resume(cell)
+            else:
+                runner.fit(recipe, cell)
+        except user_errors as error:
+            failed[name] = str(error)
+            console.print(f"[red]this cell cannot run:[/red] {error}")
+    files.write_json(folder / "grid.json", {"cells": [cell_name(r) for r in recipes], "failed": failed})
+    finished = [folder / cell_name(r) for r in recipes if (folder / cell_name(r) / "metrics.json").exists()]
+    if finished:
+        compare.print_table(finished)
+    console.print(f"grid folder: [bold]{folder}[/bold]")
+    if failed:
+        first = next(iter(failed))
+        raise RunError(f"{len(failed)} of {len(recipes)} cells could not run; the first, {first}: {failed[first]}")
+    return folder
+
+

@@ -1,0 +1,131 @@
+"""Content keys of images, remembered by path, size and time of change so that unchanged files are read once."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from .feature_store import cache_dir, warn_once
+
+_SETTLED_NS = 2 * 10**9
+_CHUNK = 400
+
+
+class HasFile(Protocol):
+    """A sample as far as its key is concerned."""
+
+    @property
+    def path(self) -> str:
+        """Unique id of the sample."""
+        ...
+
+    @property
+    def file(self) -> Path | None:
+        """The image file; None where the image is drawn."""
+        ...
+
+
+S = TypeVar("S", bound=HasFile)
+
+
+def image_keys(samples: Sequence[S], compute: Callable[[S], str], kind: str = "") -> list[str | None]:
+    """Return the content key of each sample; None where its file cannot be read.
+
+    Args:
+        samples: The samples.
+        compute: Makes the key of one sample (the SHA-256 of its file's bytes, usually).
+        kind: Tells apart data modules that would make different keys from the same file.
+    """
+    keys: list[str | None] = [None] * len(samples)
+    stamps: dict[int, tuple[str, int, int]] = {}
+    todo: list[int] = []
+    for number, sample in enumerate(samples):
+        if sample.file is None:
+            todo.append(number)
+            continue
+        try:
+            stat = sample.file.stat()
+            stamps[number] = (
+                f"{kind}\0{sample.file.absolute()}\0{sample.path}",
+                stat.st_size,
+                stat.st_mtime_ns,
+            )
+        except (OSError, ValueError):
+            continue
+    known = _recall([stamp[0] for stamp in stamps.values()])
+    for number, (name, size, modified) in stamps.items():
+        found = known.get(name)
+        if found and found[:2] == (size, modified):
+            keys[number] = found[2]
+        else:
+            todo.append(number)
+
+    def key(number: int) -> str | None:
+        try:
+            return compute(samples[number])
+        except (OSError, ValueError):  # the error of an unreadable image is a ValueError
+            return None
+
+    with ThreadPoolExecutor(4) as pool:  # hashing lets other threads run
+        for number, value in zip(todo, pool.map(key, todo, chunksize=16), strict=True):
+            keys[number] = value
+    # A file changed a moment ago may change again within one tick of its clock: it is not remembered yet.
+    settled = time.time_ns() - _SETTLED_NS
+    fresh = [(*stamps[n], keys[n]) for n in todo if n in stamps and keys[n] and stamps[n][2] < settled]
+    _remember(fresh)
+    return keys
+
+
+@contextmanager
+def _database() -> Iterator[sqlite3.Connection]:
+    folder = cache_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(folder / "keys.sqlite", timeout=10)) as connection, connection:
+        connection.execute(
+            "create table if not exists keys (name text primary key, size integer, modified integer, key text)"
+        )
+        yield connection
+
+
+def _recall(names: list[str]) -> dict[str, tuple[int, int, str]]:
+    found: dict[str, tuple[int, int, str]] = {}
+    if not names:
+        return found
+    try:
+        with _database() as connection:
+            for start in range(0, len(names), _CHUNK):
+                chunk = names[start : start + _CHUNK]
+                marks = ",".join("?" * len(chunk))
+                query = f"select name, size, modified, key from keys where name in ({marks})"
+                found.update(
+                    {name: (size, when, key) for name, size, when, key in connection.execute(query, chunk)}
+                )
+    except (sqlite3.Error, OSError, UnicodeError) as error:
+        _do_without(error)
+        return {}
+    return found
+
+
+def _remember(rows: list[tuple[str, int, int, str | None]]) -> None:
+    if not rows:
+        return
+    try:
+        with _database() as connection:
+            connection.executemany("insert or replace into keys values (?, ?, ?, ?)", rows)
+    except (sqlite3.Error, OSError, UnicodeError) as error:
+        _do_without(error)
+
+
+def _do_without(error: Exception) -> None:
+    """Remembering is a convenience: without it, files are hashed again. A damaged database is started anew."""
+    if type(error) is not sqlite3.DatabaseError:  # a lock, a full disk: where it matters, the store says so
+        return
+    path = cache_dir() / "keys.sqlite"
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
+    warn_once(f"The list of known images {path} is damaged ({error}); images are hashed once more.")

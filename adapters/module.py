@@ -1,0 +1,69 @@
+"""The one LightningModule: trains any adapter with any Trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+
+from .adapter import Adapter, Batch
+from .optim import build_optimiser, build_schedule
+from .recipe import OptimConfig
+
+
+class AdaptationModule(lightning.LightningModule):
+    """Gradient training of an adapter; the frozen backbone is neither registered nor saved.
+
+    Randomness inside a step (dropout, sampled vocabulary) is seeded from (seed, step), so a resumed run repeats an
+    uninterrupted one.
+
+    Args:
+        adapter: an adapter after `setup` (and `fit_closed_form`, where it has one).
+        optim: optimiser and schedule; the default is CoOp's.
+        seed: base of the per-step seeds.
+    """
+
+    def __init__(self, adapter: Adapter, optim: OptimConfig | None = None, seed: int = 1) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.optim = optim or OptimConfig()
+        self.seed = seed
+        self._checked = False
+
+    def setup(self, stage: str) -> None:
+        """Take the frozen backbone to the device of the Trainer."""
+        self.adapter.backbone.to(self.trainer.strategy.root_device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        if not self._checked:
+            self._check(batch)
+        torch.manual_seed((self.seed * 1_000_003 + self.global_step) % 2**63)
+        loss = self.adapter.loss(batch)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss became {loss.item()} at step {self.global_step}: lower optim.lr, or use trainer.precision=32-true."
+            )
+        self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["path"]))
+        return loss
+
+    def _check(self, batch: Batch) -> None:
+        wanted = self.adapter.batch_keys(self.adapter.config, self.adapter.backbone.spec)
+        missing = [key for key in wanted if key not in batch]
+        if missing:
+            raise KeyError(f"'{self.adapter.name}' needs '{missing[0]}' in every batch; the data give: {', '.join(batch)}.")
+        self._checked = True
+
+    def on_train_epoch_end(self) -> None:
+        """Tell the adapter, before any checkpoint is written."""
+        self.adapter.epoch_ended(self.current_epoch, int(self.trainer.max_epochs or 1))
+
+    def configure_optimizers(self) -> Any:
+        """Optimiser and, per epoch or step, its schedule."""
+        optimiser = build_optimiser(self.adapter.learnable(), self.optim)
+        by_step = self.optim.interval == "step"
+        total = int(self.trainer.estimated_stepping_batches) if by_step else int(self.trainer.max_epochs or 1)
+        schedule = build_schedule(optimiser, self.optim, total)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step" if by_step else "epoch"}}

@@ -1,0 +1,56 @@
+"""Optimisers, and the learning-rate schedule of the reference code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from .errors import RecipeError, nearest
+
+if TYPE_CHECKING:
+    from .recipe import OptimConfig
+
+OPTIMISERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("cosine", "constant")
+
+
+def learning_rate(config: OptimConfig, time: int, total: int) -> float:
+    """Learning rate at `time` (0-based epoch, or step when `config.interval` is "step") of `total`.
+
+    `warmup_lr` for the first `warmup` units; then the cosine counts from 0 with period `total`, not `total - warmup`, so it
+    starts at the peak and does not quite reach its end. Source: Dassl's scheduler as used by CoOp, CoCoOp, MaPLe.
+    """
+    if time < config.warmup:
+        return config.warmup_lr
+    if config.schedule == "constant":
+        return config.lr
+    cosine = (1 + math.cos(math.pi * (time - config.warmup) / max(total, 1))) / 2
+    return config.min_lr + (config.lr - config.min_lr) * cosine
+
+
+def build_optimiser(parameters: Iterable[nn.Parameter], config: OptimConfig) -> Optimizer:
+    """Optimiser of a recipe's `optim` section.
+
+    Raises:
+        RecipeError: unknown optimiser or schedule.
+    """
+    for key, value, known in (("name", config.name, OPTIMISERS), ("schedule", config.schedule, SCHEDULES)):
+        if value not in known:
+            raise RecipeError(f"optim.{key} is '{value}'.{nearest(value, known)} Known: {', '.join(known)}.")
+    groups = list(parameters)
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+    betas = (config.betas[0], config.betas[1])
+    return kind(groups, lr=config.lr, betas=betas, eps=config.eps, weight_decay=config.weight_decay)
+
+
+def build_schedule(optimiser: Optimizer, config: OptimConfig, total: int) -> LambdaLR:
+    """Schedule of `optimiser` over `total` epochs or steps, to be stepped once per `config.interval`."""
+    return LambdaLR(optimiser, lambda time: learning_rate(config, time, total) / config.lr)

@@ -1,0 +1,239 @@
+"""One run, from recipe to run folder: prepare -> closed form -> training -> selection -> evaluation -> files."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import shutil
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning
+import torch
+from lightning.pytorch.loggers import CSVLogger
+
+from . import __version__, artifact, files, report, show
+from .callbacks.base_to_new import Spaces, label_spaces, measure
+from .callbacks.checkpoint import KeepBest, ResumeCheckpoint
+from .callbacks.progress import TrainingProgress
+from .callbacks.provenance import environment
+from .errors import LimpetError, RunError
+from .features import CachedFeatures
+from .methods.zero_shot import Config as ZeroShotConfig
+from .methods.zero_shot import ZeroShot
+from .module import AdaptationModule
+from .recipe import Recipe
+from .runs import new_run_dir
+from .session import Session, prepare, seed_everything
+
+if TYPE_CHECKING:
+    from .adapter import Batch
+
+CHECKPOINT = "last.ckpt"
+
+
+def user_errors() -> tuple[type[Exception], ...]:
+    """Errors that are the user's to mend: shown as a sentence, without a traceback."""
+    data_error: type[Exception] = importlib.import_module("limpet.datamodules.errors").DataError
+    return LimpetError, data_error
+
+
+def check(recipe: Recipe) -> None:
+    """Everything up to the first step, then the plan on the screen."""
+    show.plan(prepare(recipe))
+
+
+def fit(recipe: Recipe, run_dir: Path | None = None) -> Path:
+    """Run a recipe and return its run folder.
+
+    Args:
+        recipe: one cell (no grid).
+        run_dir: folder to use; None takes the next free number below `run.dir`/recipe name.
+    """
+    session = prepare(recipe)
+    run_dir = run_dir or new_run_dir(recipe.run.name or recipe.name, Path(recipe.run.dir))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    files.write_text(run_dir / "recipe.yaml", recipe.to_yaml())
+    return execute(session, run_dir)
+
+
+def resume(run_dir: Path) -> Path:
+    """Continue an interrupted run where its last epoch ended; a finished one is left as it is."""
+    if (run_dir / "metrics.json").exists():
+        raise RunError(f"The run {run_dir} is finished: there is nothing to resume. `limpet evaluate` measures it again.")
+    session = prepare(Recipe.from_run(run_dir))
+    recorded = run_dir / "split.json"
+    if recorded.exists():
+        before, now = json.loads(recorded.read_text(encoding="utf-8"))["hash"], session.data.manifest()["hash"]
+        if before != now:
+            raise RunError(
+                f"The data changed since {run_dir} was started (split {before[:12]} then, {now[:12]} now): "
+                "resuming would mix two experiments. Start a new run with `limpet fit`."
+            )
+    return execute(session, run_dir)
+
+
+def execute(session: Session, run_dir: Path) -> Path:
+    """Train, evaluate and write everything; metrics.json comes last and marks the run as finished."""
+    started = time.monotonic()
+    recipe = session.recipe
+    env = environment()
+    manifest = session.data.manifest()
+    files.write_json(run_dir / "split.json", manifest)
+    shutil.rmtree(run_dir / "adapter", ignore_errors=True)  # of an interrupted run
+    show.plan(session, manifest)
+    data = with_features(session)
+    seconds = {"data": time.monotonic() - started}
+    train(session, data, run_dir)
+    seconds["fit"] = time.monotonic() - started - sum(seconds.values())
+    spaces = measure(session.adapter, data, label_spaces(session.classes, recipe.protocol))
+    reference = ZeroShot(ZeroShotConfig()).setup(session.backbone, session.classes)
+    zero_shot = measure(reference, data, label_spaces(session.classes, recipe.protocol))
+    seconds["evaluate"] = time.monotonic() - started - sum(seconds.values())
+    metrics = metrics_of(session, data, manifest, spaces, zero_shot)
+    artifact.save(session.adapter, run_dir, {"metrics": metrics, "split_hash": manifest["hash"], "recipe": recipe.name})
+    files.write_csv(run_dir / "per_class.csv", per_class_rows(session, spaces, zero_shot))
+    files.write_csv(run_dir / "predictions.csv", [{"space": s, **row} for s, o in spaces.outcomes.items() for row in o.predictions()])
+    env["seconds"] = {k: round(v, 3) for k, v in seconds.items()}
+    files.write_json(run_dir / "env.json", env)
+    files.write_json(run_dir / "metrics.json.part", metrics)
+    report.write_report(run_dir, metrics)
+    (run_dir / "metrics.json.part").replace(run_dir / "metrics.json")
+    show.results(session, metrics, run_dir)
+    return run_dir
+
+
+def with_features(session: Session) -> Any:
+    """The data module, with frozen features in place of images where the method reads only those."""
+    if session.needs != "features":
+        return session.data
+    recipe = session.recipe
+    return CachedFeatures(
+        session.data, session.backbone, recipe.data.augment, recipe.seed, views=recipe.data.augment.views
+    )
+
+
+def fresh_augmentation(session: Session) -> bool:
+    """Whether training images are augmented anew at every epoch, so that their features cannot be cached."""
+    augment = session.recipe.data.augment
+    return augment.preset != "none" and augment.views == 0
+
+
+def train(session: Session, data: Any, run_dir: Path) -> None:
+    """Closed form, gradient training, selection."""
+    recipe, adapter = session.recipe, session.adapter
+    training = data.restrict(session.training_classes.names)
+    features = session.needs == "features"
+    seed_everything(recipe.seed)
+    if features:
+        adapter.fit_closed_form(training.closed_form_batches("train", recipe.data.batch_size))
+    else:
+        adapter.fit_closed_form(training.train_dataloader())
+    held_out = list(batches_on(training.val_dataloader(), session.backbone.device))
+    if session.trainable and recipe.trainer.epochs > 0 and recipe.trainer.max_steps != 0:
+        images = session.data.restrict(session.training_classes.names)
+        loader = images.train_dataloader() if fresh_augmentation(session) else training.train_dataloader()
+        gradient_training(session, loader, held_out, run_dir)
+    if recipe.evaluate.select == "test_as_published":
+        session.notes.append("Hyper-parameters were chosen on the test images, as published: the figures are optimistic.")
+        held_out = list(batches_on(training.test_dataloader(), session.backbone.device))
+    adapter.eval()
+    adapter.select(held_out)
+
+
+def batches_on(loader: Iterable[Batch], device: torch.device) -> Iterable[Batch]:
+    """Batches with their tensors on `device`."""
+    for batch in loader:
+        yield {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+
+
+def gradient_training(session: Session, loader: Any, held_out: Sequence[Batch], run_dir: Path) -> None:
+    """Train with Lightning, from the checkpoint of an interrupted run where there is one."""
+    recipe = session.recipe
+    module = AdaptationModule(session.adapter, recipe.optim, recipe.seed)
+    best = KeepBest(held_out) if recipe.evaluate.select == "val" and held_out else None
+    checkpoint = ResumeCheckpoint(run_dir / CHECKPOINT, every=max(1, recipe.trainer.epochs // 50))
+    callbacks: list[Any] = [TrainingProgress(show.console), *([best] if best else []), checkpoint]
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        trainer = lightning.Trainer(
+            max_epochs=recipe.trainer.epochs,
+            max_steps=recipe.trainer.max_steps,
+            accelerator=recipe.trainer.accelerator,
+            devices=recipe.trainer.devices,
+            strategy=recipe.trainer.strategy,
+            precision=recipe.trainer.precision,  # type: ignore[arg-type]
+            gradient_clip_val=recipe.trainer.gradient_clip,
+            log_every_n_steps=recipe.trainer.log_every,
+            logger=CSVLogger(run_dir, name=None, version="log"),
+            callbacks=callbacks,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        session.adapter.train()
+        last = run_dir / CHECKPOINT
+        trainer.fit(module, loader, ckpt_path=last if last.exists() else None)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    session.adapter.to(session.backbone.device)  # Lightning takes the module back to the CPU
+    if best:
+        best.restore(module)
+
+
+def metrics_of(session: Session, data: Any, manifest: dict[str, Any], spaces: Spaces, zero_shot: Spaces) -> dict[str, Any]:
+    """The content of metrics.json: only what the recipe, the machine and the thread count determine."""
+    recipe, adapter = session.recipe, session.adapter
+    notes = [*session.notes, *adapter.notes]
+    notes += [f"{space}: {reason}" for space, reason in spaces.unanswered.items()]
+    if data.unreadable:
+        notes.append(f"{len(data.unreadable)} images could not be read and were left out; split.json lists them.")
+    metrics: dict[str, Any] = {
+        "format": 1,
+        "limpet": __version__,
+        "recipe": recipe.name,
+        "method": adapter.variant(adapter.config),
+        "backbone": session.backbone.spec.name,
+        "fingerprint": session.backbone.fingerprint,
+        "protocol": recipe.protocol,
+        "seed": recipe.seed,
+        "shots": recipe.data.shots,
+        "data": recipe.data.name,
+        "split_hash": manifest["hash"],
+        "trainable_parameters": sum(p.numel() for p in adapter.learnable()),
+        "selected": adapter.selected,
+        "select": recipe.evaluate.select,
+        "results": spaces.results(),
+        "zero_shot": zero_shot.results(),
+        "zero_shot_columns": adapter.zero_shot_columns(adapter.config, session.backbone.spec),
+        "unreadable": sorted(data.unreadable),
+        "notes": notes,
+    }
+    if recipe.protocol == "base_to_new":
+        metrics["harmonic_mean"] = spaces.harmonic_mean()
+        metrics["zero_shot_harmonic_mean"] = zero_shot.harmonic_mean()
+    return metrics
+
+
+def per_class_rows(session: Session, spaces: Spaces, zero_shot: Spaces) -> list[dict[str, Any]]:
+    """Rows of per_class.csv."""
+    rows = []
+    for space, outcome in spaces.outcomes.items():
+        reference = {name: accuracy for name, _, accuracy in zero_shot.outcomes[space].per_class()}
+        for name, images, accuracy in outcome.per_class():
+            rows.append(
+                {
+                    "space": space,
+                    "class": name,
+                    "text": session.classes.text(name),
+                    "images": images,
+                    "accuracy": accuracy,
+                    "zero_shot_accuracy": reference[name],
+                }
+            )
+    return rows

@@ -1,0 +1,158 @@
+"""From a recipe to objects: data, classes, backbone and adapter, checked before anything is trained."""
+
+from __future__ import annotations
+
+import importlib
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .adapter import Adapter, config_class, find
+from .backbone import FrozenClip
+from .backbone_spec import BackboneSpec, describe
+from .classes import ClassSet
+from .errors import RecipeError, nearest
+
+if TYPE_CHECKING:
+    from .recipe import Recipe
+
+PROTOCOLS = ("all", "base_to_new")
+
+
+@dataclass
+class Session:
+    """Everything a run is made of.
+
+    Attributes:
+        recipe: the recipe.
+        data: the data module over all classes.
+        classes: all classes.
+        training_classes: the classes trained on (base, under base_to_new).
+        backbone: the frozen CLIP.
+        adapter: the adapter, set up for `training_classes`, untrained.
+        notes: sentences for the plan and the results.
+    """
+
+    recipe: Recipe
+    data: Any
+    classes: ClassSet
+    training_classes: ClassSet
+    backbone: FrozenClip
+    adapter: Adapter
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def needs(self) -> str:
+        """What of an image the method reads."""
+        return self.adapter.needs(self.adapter.config, self.backbone.spec)
+
+    @property
+    def trainable(self) -> bool:
+        """Whether gradient training is part of the method."""
+        return self.adapter.trainable(self.adapter.config, self.backbone.spec)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def device_of(accelerator: str) -> torch.device:
+    """Device that Lightning would choose for an accelerator name."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def prepare(recipe: Recipe) -> Session:
+    """Build everything a run needs, refusing in a sentence what cannot work; cheap refusals come first.
+
+    Raises:
+        LimpetError, DataError: something of the recipe, the data or the backbone cannot be used.
+    """
+    if recipe.protocol not in PROTOCOLS:
+        hint = nearest(recipe.protocol, PROTOCOLS)
+        raise RecipeError(f"protocol is '{recipe.protocol}'.{hint} Known: {', '.join(PROTOCOLS)}.")
+    if recipe.trainer.threads:
+        torch.set_num_threads(recipe.trainer.threads)
+    method = find(recipe.method["name"])
+    config = recipe.method_config(config_class(method))
+    spec = describe(recipe.backbone)
+    reason = method.supports(config, spec)
+    if reason:
+        raise RecipeError(reason)
+    seed_everything(recipe.seed)
+    data = load_data(recipe)
+    classes = choose_classes(recipe, data)
+    if tuple(data.class_names) != classes.names:
+        data = data.restrict(classes.names)
+    training = classes.base() if recipe.protocol == "base_to_new" else classes
+    backbone = load_backbone(recipe, spec)
+    seed_everything(recipe.seed)
+    adapter = method(config).setup(backbone, training)
+    data.set_transforms(backbone.transform(train=True, augment=recipe.data.augment), backbone.transform())
+    session = Session(recipe, data, classes, training, backbone, adapter)
+    session.notes = [*recipe.notes, *data.report, *unseen_names(backbone, classes)]
+    return session
+
+
+def load_data(recipe: Recipe) -> Any:
+    """The data module of a recipe, set up."""
+    module = importlib.import_module("limpet.datamodules")
+    data = module.load(recipe.data, recipe.seed)
+    data.setup()
+    return data
+
+
+def choose_classes(recipe: Recipe, data: Any) -> ClassSet:
+    """Classes of the data, reduced and worded as the recipe's `classes` section says."""
+    section, known = recipe.classes, list(data.class_names)
+    names = list(section.include) if section.include else known
+    names = names[: section.first] if section.first else names
+    for key, listed in (("include", names), ("base", section.base), ("new", section.new), ("texts", section.texts)):
+        for name in listed or ():
+            if name not in known:
+                shown = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
+                hint = nearest(name, known)
+                raise RecipeError(f"classes.{key} names '{name}', which the data do not have.{hint} Found: {shown}.")
+    texts = {name: tuple(section.texts.get(name) or data.class_texts.get(name) or (name,)) for name in names}
+    return ClassSet(
+        names=tuple(names),
+        texts=texts,
+        templates=tuple(section.templates),
+        base_names=tuple(section.base) if section.base else None,
+        new_names=tuple(section.new) if section.new else None,
+    )
+
+
+_loaded: dict[Any, FrozenClip] = {}
+
+
+def load_backbone(recipe: Recipe, spec: BackboneSpec) -> FrozenClip:
+    """The backbone of a recipe; the cells of a grid share one."""
+    device = device_of(recipe.trainer.accelerator)
+    key = (spec.name, spec.pretrained, spec.activation, spec.precision, str(device))
+    if key not in _loaded:
+        _loaded.clear()  # one backbone in memory at a time
+        _loaded[key] = FrozenClip.load(recipe.backbone, device=device)
+    return _loaded[key]
+
+
+def unseen_names(backbone: FrozenClip, classes: ClassSet) -> list[str]:
+    """A sentence where class names hold tokens that the backbone never saw in training."""
+    unseen = {name: backbone.unseen_tokens(classes.text(name)) for name in classes.names}
+    unseen = {name: tokens for name, tokens in unseen.items() if tokens}
+    if not unseen:
+        return []
+    first = next(iter(unseen))
+    return [
+        f"{len(unseen)} of {len(classes)} class names hold words that {backbone.spec.name} never saw, "
+        f"such as '{unseen[first][0]}' in '{classes.text(first)}': its zero-shot scores mean little for them."
+    ]

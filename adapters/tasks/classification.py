@@ -1,0 +1,78 @@
+"""Classification: its loss, what is measured, and the columns of its predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..metrics import classification_metrics, per_class_accuracy
+
+if TYPE_CHECKING:
+    from ..adapter import Adapter, Batch
+    from ..classes import ClassSet
+
+
+@dataclass
+class Outcome:
+    """Answers of an adapter about one set of images in one label space.
+
+    Attributes:
+        classes: the label space.
+        logits: (N, C), float32, on the CPU.
+        labels: (N,), counted in `classes`.
+        paths: N paths.
+    """
+
+    classes: ClassSet
+    logits: Tensor
+    labels: Tensor
+    paths: list[str]
+
+    def metrics(self) -> dict[str, Any]:
+        """Headline numbers, each in [0, 1]."""
+        return classification_metrics(self.logits, self.labels)
+
+    def per_class(self) -> list[tuple[str, int, float | None]]:
+        """(class, images, accuracy) in class order; None where a class has no image."""
+        counts, accuracy = per_class_accuracy(self.logits, self.labels)
+        rows = zip(self.classes.names, counts, accuracy, strict=True)
+        return [(name, int(n), a if n else None) for name, n, a in rows]
+
+    def predictions(self) -> list[dict[str, Any]]:
+        """One row an image: path, label, predicted, probability of the prediction, correct (0 or 1)."""
+        probability, predicted = self.logits.softmax(-1).max(-1)
+        names = self.classes.names
+        rows = zip(self.paths, self.labels.tolist(), predicted.tolist(), probability.tolist(), strict=True)
+        return [
+            {"path": p, "label": names[y], "predicted": names[k], "probability": round(q, 6), "correct": int(y == k)}
+            for p, y, k, q in rows
+        ]
+
+
+@torch.no_grad()
+def evaluate(adapter: Adapter, batches: Iterable[Batch], classes: ClassSet) -> Outcome:
+    """Ask `adapter` about every batch, with `classes` as candidates.
+
+    Raises:
+        NeedsImages: the method cannot answer about some of the classes.
+    """
+    was_training = adapter.training
+    adapter.eval()
+    device = adapter.backbone.device
+    logits, labels, paths = [], [], []
+    try:
+        with adapter.answering(classes):
+            for batch in batches:
+                moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+                logits.append(adapter.logits(moved).float().cpu())
+                labels.append(batch["label"].cpu())
+                paths.extend(batch["path"])
+    finally:
+        adapter.train(was_training)
+    if not logits:
+        return Outcome(classes, torch.zeros(0, len(classes)), torch.zeros(0, dtype=torch.long), [])
+    return Outcome(classes, torch.cat(logits), torch.cat(labels), paths)

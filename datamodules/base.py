@@ -1,0 +1,331 @@
+"""The face of every data module: classes, splits, few-shot draw, manifest and loaders."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import random
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, Self
+
+import torch
+from lightning import LightningDataModule
+from PIL import Image
+
+from .configs import DataConfig
+from .errors import DataError, counted, nearest, some
+from .fewshot import MAX_VAL_SHOTS, draw, draw_dassl, parse_shots, short_classes
+from .images import UnreadableImage, check_image
+from .listing import SPLITS, Listing, Sample
+from .loading import EpochSampler, ImageDataset, ImageLoader, Transform, collate, read_sample
+from .splitting import make_pools
+
+__all__ = ["DataModule", "EpochSampler", "ImageDataset", "ImageLoader", "Listing", "Sample", "collate"]
+
+SAMPLINGS = ("limpet", "dassl")
+PRESETS = ("natural", "aerial", "microscopy", "none")
+
+
+class DataModule(LightningDataModule):
+    """Images with names, split and drawn; subclasses give `listing`.
+
+    After `setup()`:
+
+    Attributes:
+        class_names: the data's own names, in label order.
+        class_texts: text names of each class, for prompts.
+        samples: {"train", "val", "test": samples}; train and val hold the few-shot draw.
+        report: sentences for the plan.
+        unreadable: "path: reason" of each image that could not be decoded; grows while batches are made.
+        keys: names in `Sample.extra` that items carry besides path, index, label and image; set it before loading.
+        progress: called with (what, done, total) while many images are checked, or None.
+    """
+
+    def __init__(self, config: DataConfig, seed: int) -> None:
+        super().__init__()
+        self.config = config
+        self.seed = int(seed)
+        self._shots = parse_shots(config.shots)
+        _check(config)
+        self.class_names: list[str] = []
+        self.class_texts: dict[str, list[str]] = {}
+        self.samples: dict[str, list[Sample]] = {}
+        self.report: list[str] = []
+        self.unreadable: list[str] = []
+        self.keys: tuple[str, ...] = ()
+        self.progress: Callable[[str, int, int], None] | None = None
+        self._transforms: dict[str, Transform | None] = {
+            "train": None,
+            "evaluate": None,
+        }  # shared by restrict()
+        self._ready = False
+
+    @abstractmethod
+    def listing(self) -> Listing:
+        """List everything the source offers.
+
+        Raises:
+            DataError: the source is missing or cannot be understood.
+        """
+
+    @property
+    def reader(self) -> Callable[[Sample], Image.Image]:
+        """What turns a sample into an RGB image (it must survive pickling: workers get it)."""
+        return read_sample
+
+    def content_key(self, sample: Sample) -> str:
+        """SHA-256 (hex) of what the image is made from: the bytes of its file.
+
+        Raises:
+            UnreadableImage: the file cannot be read.
+        """
+        if sample.file is None:
+            raise UnreadableImage(sample.path, "it has no file")
+        try:
+            with sample.file.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise UnreadableImage(sample.path, error.strerror or "it cannot be opened") from None
+
+    def setup(self, stage: str | None = None) -> None:
+        """List, split and draw; does nothing the second time.
+
+        Raises:
+            DataError: the data cannot be used.
+        """
+        if self._ready:
+            return
+        listing = self.listing()
+        if self.config.strict and listing.strict_faults:
+            raise DataError(f"{listing.strict_faults[0]} (data.strict stops here)")
+        order = {path: i for i, path in enumerate(sorted(sample.path for sample in listing.samples))}
+        listing.samples = [replace(sample, index=order[sample.path]) for sample in listing.samples]
+        if len(order) < len(listing.samples):
+            raise DataError("The data lists an image twice.")
+        self.class_names, self.class_texts = listing.class_names, listing.class_texts
+        pools = make_pools(listing, self.config)
+        self.report = [*listing.report, *pools.report]
+        self.samples = {"test": sorted(pools.samples["test"], key=lambda s: s.index)}
+        self.samples |= self._draw(pools.samples)
+        self._describe_draw(pools.samples)
+        self._ready = True
+
+    def _draw(self, pools: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
+        """Draw train and val; an unreadable image is taken out of its pool and the draw repeated."""
+        pools = {split: pools[split] for split in ("train", "val")}
+        checked: set[str] = set()
+        while True:
+            drawn = self._draw_once(pools)
+            new = [s for split in drawn.values() for s in split if s.path not in checked]
+            bad = self._check_images(new) if self._shots is not None else set()
+            checked |= {sample.path for sample in new}
+            if not bad:
+                return drawn
+            pools = {split: [s for s in pool if s.path not in bad] for split, pool in pools.items()}
+
+    def _draw_once(self, pools: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
+        rng = random.Random(self.seed)
+        drawn = {}
+        for split, pool in pools.items():
+            shots = (
+                self._shots if split == "train" or self._shots is None else min(self._shots, MAX_VAL_SHOTS)
+            )
+            labels = [sample.label for sample in pool]
+            if self.config.sampling == "dassl":
+                positions = draw_dassl(labels, shots, rng)
+            else:
+                positions = draw(
+                    labels,
+                    [s.path for s in pool],
+                    self.class_names,
+                    shots,
+                    seed=self.seed,
+                    split=split,
+                )
+            drawn[split] = [pool[i] for i in positions]
+        return drawn
+
+    def _check_images(self, samples: Sequence[Sample]) -> set[str]:
+        """Decode images to see that they can be; returns the paths of those that cannot."""
+        failures: dict[str, str] = {}
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+            results = threads.map(_failure, samples)
+            for done, (sample, reason) in enumerate(zip(samples, results, strict=True), start=1):
+                if reason:
+                    failures[sample.path] = f"{sample.path}: {reason}"
+                if self.progress:
+                    self.progress("checking images", done, len(samples))
+        if failures and self.config.strict:
+            raise DataError(f"{next(iter(failures.values()))} (data.strict stops here)")
+        self.unreadable += [failure for failure in failures.values() if failure not in self.unreadable]
+        return set(failures)
+
+    def _describe_draw(self, pools: dict[str, list[Sample]]) -> None:
+        if self._shots is not None:
+            labels = [sample.label for sample in self.samples["train"]]
+            self.report += short_classes(labels, self.class_names, self._shots, "training")
+        untested = sorted(set(range(len(self.class_names))) - {s.label for s in self.samples["test"]})
+        if untested and self.samples["test"]:
+            self.report.append(f"No test images of {some([self.class_names[i] for i in untested])}.")
+        if self.unreadable:
+            self.report.append(
+                f"{counted(len(self.unreadable), 'image')} cannot be read and "
+                f"{'was' if len(self.unreadable) == 1 else 'were'} left out of the draw: {some(self.unreadable, 4)}."
+            )
+
+    def set_transforms(self, train: Transform, evaluate: Transform) -> None:
+        """Give the transforms from PIL RGB to Tensor (3, H, W): a random one for training and a plain one."""
+        self._transforms.update(train=train, evaluate=evaluate)
+
+    def restrict(self, names: Sequence[str]) -> Self:
+        """The same split with only these classes, labelled 0, 1, ... in the order of `names`.
+
+        Transforms and the record of unreadable images stay shared with this data module.
+
+        Raises:
+            DataError: a name is not a class or comes twice.
+        """
+        self.setup()
+        for name in names:
+            if name not in self.class_texts:
+                raise DataError(f"'{name}' is not a class of the data.{nearest(name, self.class_names)}")
+        if len(set(names)) < len(names):
+            raise DataError(
+                f"A class is named twice: {some(sorted(n for n in set(names) if list(names).count(n) > 1))}."
+            )
+        number = {self.class_names.index(name): i for i, name in enumerate(names)}
+        part = copy.copy(self)
+        part.class_names = list(names)
+        part.class_texts = {name: list(self.class_texts[name]) for name in names}
+        part.report = list(self.report)
+        part.samples = {
+            split: [replace(s, label=number[s.label]) for s in samples if s.label in number]
+            for split, samples in self.samples.items()
+        }
+        return part
+
+    def manifest(self) -> dict[str, Any]:
+        """What was drawn, as JSON-able data.
+
+        Returns:
+            {"format", "data", "classes", "shots", "seed", "split_seed", "sampling", "splits": {split: {"paths",
+            "labels", and "groups" and "domains" where there are any}}, "hash"}. The hash is a SHA-256 of classes and
+            splits; the order of listing and the location of the root do not enter it.
+        """
+        self.setup()
+        splits: dict[str, dict[str, list[Any]]] = {}
+        for split in SPLITS:
+            samples = sorted(self.samples[split], key=lambda s: s.path)
+            splits[split] = {"paths": [s.path for s in samples], "labels": [s.label for s in samples]}
+            if any(s.group is not None for s in samples):
+                splits[split]["groups"] = [s.group for s in samples]
+            if any(s.domain is not None for s in samples):
+                splits[split]["domains"] = [s.domain for s in samples]
+        content = {"classes": self.class_names, "splits": splits}
+        text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return {
+            "format": 1,
+            "data": self.config.name,
+            "shots": "all" if self._shots is None else self._shots,
+            "seed": self.seed,
+            "split_seed": self.config.split_seed,
+            "sampling": self.config.sampling,
+            **content,
+            "hash": hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest(),
+        }
+
+    def dataset(self, split: str, augment: bool = False, view: int | None = None) -> ImageDataset:
+        """The samples of a split as a torch data set.
+
+        Args:
+            split: train, val or test.
+            augment: use the training transform; its randomness comes from (seed, epoch, sample.index).
+            view: with `augment`, a fixed augmented view instead of the epoch's.
+
+        Raises:
+            DataError: unknown split.
+        """
+        self.setup()
+        if split not in self.samples:
+            raise DataError(
+                f"'{split}' is not a split; they are {', '.join(SPLITS)}.{nearest(split, SPLITS)}"
+            )
+        return ImageDataset(
+            self.samples[split],
+            self._transforms["train" if augment else "evaluate"],
+            reader=self.reader,
+            seed=self.seed,
+            random_transform=augment,
+            view=view,
+            keys=self.keys,
+            strict=self.config.strict,
+            unreadable=self.unreadable,
+        )
+
+    def loader(
+        self,
+        split: str,
+        augment: bool = False,
+        *,
+        view: int | None = None,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        batch_size: int | None = None,
+    ) -> ImageLoader:
+        """Batches of a split (see `collate`), recording unreadable images; the global generators stay untouched."""
+        dataset = self.dataset(split, augment, view=view)
+        size = batch_size or self.config.batch_size
+        return ImageLoader(
+            dataset,
+            batch_size=size,
+            sampler=EpochSampler(dataset, self.seed, shuffle),
+            num_workers=self.config.num_workers,
+            collate_fn=collate,
+            drop_last=drop_last and len(dataset) >= size,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def train_dataloader(self) -> ImageLoader:
+        """Augmented training batches in the order of (seed, epoch); a last short one is dropped if others exist."""
+        return self.loader("train", augment=True, shuffle=True, drop_last=True)
+
+    def val_dataloader(self) -> ImageLoader:
+        """Plain validation batches in order."""
+        return self.loader("val")
+
+    def test_dataloader(self) -> ImageLoader:
+        """Plain test batches in order."""
+        return self.loader("test")
+
+
+def _failure(sample: Sample) -> str | None:
+    if sample.file is None:
+        return None
+    try:
+        check_image(sample.file)
+    except UnreadableImage as error:
+        return error.reason
+    return None
+
+
+def _check(config: DataConfig) -> None:
+    for key, value, known in (
+        ("sampling", config.sampling, SAMPLINGS),
+        ("augment.preset", config.augment.preset, PRESETS),
+    ):
+        if value not in known:
+            raise DataError(
+                f"data.{key} is '{value}'; known are {', '.join(known)}.{nearest(str(value), known)}"
+            )
+    for key, number, least in (
+        ("batch_size", config.batch_size, 1),
+        ("num_workers", config.num_workers, 0),
+        ("augment.views", config.augment.views, 0),
+    ):
+        if number < least:
+            raise DataError(f"data.{key} is {number}; it must be {least} or more.")

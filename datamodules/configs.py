@@ -1,0 +1,134 @@
+"""The data section of a recipe: one dataclass for each data module (standard library only)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class AugmentConfig:
+    """How training images are varied.
+
+    Attributes:
+        preset: natural | aerial | microscopy | none.
+        views: number of augmented views kept of each training image (cached features); 0 means fresh
+            augmentation at every epoch, and with preset none one plain view.
+        scale: smallest and largest share of the image's area that a random crop keeps.
+    """
+
+    preset: str = "natural"
+    views: int = 0
+    scale: list[float] = field(default_factory=lambda: [0.08, 1.0])
+
+
+@dataclass
+class DataConfig:
+    """What every data module understands.
+
+    Attributes:
+        name: the data module, one of `SCHEMAS`.
+        root: folder of the images.
+        shots: training images drawn for each class, or "all"; validation gets min(shots, 4).
+        batch_size: images in a batch.
+        num_workers: processes that decode images; results do not depend on it.
+        strict: stop at the first unreadable or missing image instead of reporting it.
+        sampling: "limpet" (independent of the order of files) or "dassl" (the order of the CoOp code base).
+        split_seed: seed of automatic train/val/test splits; independent of the run's seed.
+        augment: augmentation of training images.
+        domain_column: column of the table that names the domain of an image (a stain, a camera).
+        train_domains: domains that training and validation images are taken from; None for all.
+        test_domains: domains that test images are taken from; None for all.
+    """
+
+    name: str = ""
+    root: str | None = None
+    shots: Any = 16
+    batch_size: int = 32
+    num_workers: int = 0
+    strict: bool = False
+    sampling: str = "limpet"
+    split_seed: int = 1
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    domain_column: str | None = None
+    train_domains: list[str] | None = None
+    test_domains: list[str] | None = None
+
+
+@dataclass
+class FolderConfig(DataConfig):
+    """A folder with one sub-folder for each class, or a folder with a labels.csv.
+
+    Attributes:
+        classnames: file in the root with the columns folder, name and optionally label.
+    """
+
+    name: str = "folder"
+    classnames: str = "classnames.csv"
+
+
+@dataclass
+class TableConfig(DataConfig):
+    """A CSV or Parquet file with one row for each image.
+
+    Attributes:
+        table: the file; None for labels.csv in the root.
+        classnames: file with text names of the classes, in the root or beside the table.
+        path_column: column of the image's path, relative to the root or to the table's folder.
+        label_column: column of the class; None takes `class` where the table has it, else `label`.
+        split_column: column with train, val or test; used where it exists and is filled.
+        group_column: column of what must not be split (patient, trajectory); used where it exists.
+        caption_column: column of a caption, kept under `caption`.
+        value_column: column of a number to order images by, kept under `value`.
+    """
+
+    name: str = "table"
+    table: str | None = None
+    classnames: str = "classnames.csv"
+    path_column: str = "path"
+    label_column: str | None = None
+    split_column: str = "split"
+    group_column: str = "group"
+    caption_column: str = "caption"
+    value_column: str = "value"
+
+
+@dataclass
+class CoopSplitsConfig(DataConfig):
+    """A data set of the CoOp benchmark with its split_zhou_*.json, read in place.
+
+    Attributes:
+        split_file: the JSON; None for the only split_zhou_*.json in the root.
+        image_dir: folder that the paths in the JSON start from; None to find it below the root.
+    """
+
+    name: str = "coop_splits"
+    split_file: str | None = None
+    image_dir: str | None = None
+
+
+@dataclass
+class ReefConfig(DataConfig):
+    """Drawn fish, made on the fly; nothing is read or written.
+
+    Attributes:
+        look: clear | murky | both (murky water is the second domain).
+        size: height and width of an image in pixels, 64 to 224.
+        species: number of classes, 2 to the number of known species.
+        train: images of each class and look in the training pool.
+        val: the same for validation.
+        test: the same for the test.
+        drawing_seed: another seed gives another reef with the same species.
+    """
+
+    name: str = "reef"
+    look: str = "clear"
+    size: int = 64
+    species: int = 16
+    train: int = 40
+    val: int = 10
+    test: int = 30
+    drawing_seed: int = 1
+
+
+SCHEMAS: dict[str, type[DataConfig]] = {schema().name: schema for schema in DataConfig.__subclasses__()}

@@ -1,0 +1,69 @@
+"""Builds any method's recipe on a handful of drawn fish and limpet-tiny."""
+
+import importlib.resources
+
+import pytest
+
+from limpet.recipe import load
+from limpet.runner import with_features
+from limpet.session import prepare
+
+PLUMBING = [
+    "protocol=all", "data.shots=4", "data.batch_size=8", "data.test=4", "data.val=4", "classes.first=4",
+    "data.augment.preset=none", "data.augment.views=1", "trainer.accelerator=cpu",
+]  # fmt: skip
+
+
+def method_recipes():
+    """Names of the packaged method recipes."""
+    folder = importlib.resources.files("limpet.recipes") / "method"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def pytest_generate_tests(metafunc):
+    if "method" in metafunc.fixturenames:
+        metafunc.parametrize("method", method_recipes())
+
+
+@pytest.fixture
+def build():
+    """build("coop", "method.context_length=4") -> (session, its data with features where the method reads them)."""
+
+    def _build(method, *overrides):
+        (recipe,) = load("quickstart", [f"method={method}", *PLUMBING, *overrides])
+        session = prepare(recipe)
+        return session, with_features(session)
+
+    return _build
+
+
+@pytest.fixture
+def fitted(build):
+    """fitted("coop") -> (session, data, training batches) after the closed form and, for trainable methods, a few steps."""
+
+    def _fitted(method, *overrides):
+        session, data = build(method, *overrides)
+        fit(session, data)
+        return session, data, list(data.test_dataloader())
+
+    return _fitted
+
+
+def fit(session, data, steps=3):
+    """Closed form, a few plain steps, selection: a method as a run leaves it."""
+    import torch
+
+    adapter = session.adapter
+    if session.needs == "features":
+        adapter.fit_closed_form(data.closed_form_batches("train", 8))
+    else:
+        adapter.fit_closed_form(data.train_dataloader())
+    if session.trainable:
+        adapter.train()
+        optimiser = torch.optim.SGD(adapter.learnable(), lr=0.01)
+        for _, batch in zip(range(steps), data.train_dataloader(), strict=False):
+            optimiser.zero_grad()
+            adapter.loss(batch).backward()
+            optimiser.step()
+    adapter.eval()
+    adapter.select(list(data.val_dataloader()))

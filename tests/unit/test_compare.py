@@ -1,0 +1,147 @@
+"""Comparing runs from their metrics.json."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+from limpet import compare
+from limpet.errors import RunError
+from rich.console import Console
+
+
+def numbers(accuracy):
+    return {"accuracy": accuracy, "balanced_accuracy": accuracy - 0.1, "macro_f1": accuracy - 0.2, "ece": 0.1}
+
+
+def write(folder, method="coop", seed=1, accuracy=0.8, **more):
+    folder.mkdir(parents=True)
+    metrics = {
+        "format": 1, "recipe": "fish", "method": method, "backbone": "limpet-tiny", "protocol": "all", "seed": seed,
+        "shots": 16, "results": {"all": numbers(accuracy)}, "zero_shot": {"all": numbers(0.4)}, "notes": [], **more,
+    }  # fmt: skip
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "recipe.yaml").write_text("seed: 1\n")
+    return folder
+
+
+def both(base, new):
+    return {"base": numbers(base), "new": numbers(new), "joint": numbers((base + new) / 2)}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    values = {"coop": [0.8, 0.9, 0.7], "tip_adapter": [0.6, 0.6, 0.9]}
+    return [
+        write(tmp_path / "fish" / "grid-1" / f"{m},{s}", m, s + 1, v) for m, vs in values.items() for s, v in enumerate(vs)
+    ]
+
+
+def test_mean_and_sd_over_seeds_with_zero_shot_once(runs):
+    rows = compare.summarise(compare.load_runs(runs))
+    assert [row.group["method"] for row in rows] == ["zero_shot", "coop", "tip_adapter"]
+    coop = rows[1]
+    assert coop.seeds == [1, 2, 3]
+    assert coop.mean("accuracy") == pytest.approx(0.8)
+    assert coop.sd("accuracy") == pytest.approx(statistics.stdev([0.8, 0.9, 0.7]))
+    assert coop.show("accuracy") == "80.0 ± 10.0"
+    assert rows[0].show("accuracy") == "40.0 ± 0.0"
+    assert any("seed 2: 90.0" in line for line in compare.each_seed(rows))
+
+
+def test_a_grid_folder_stands_for_its_runs(runs, tmp_path):
+    assert len(compare.load_runs([tmp_path / "fish" / "grid-1"])) == 6
+    assert len(compare.load_runs([tmp_path / "fish"])) == 6
+    assert len(compare.load_runs([runs[0], *runs])) == 6
+
+
+def test_base_to_new(tmp_path):
+    write(tmp_path / "a", results=both(0.8, 0.5), harmonic_mean=0.6154, zero_shot=both(0.4, 0.4), protocol="base_to_new")
+    zero, row = compare.summarise(compare.load_runs([tmp_path / "a"]))
+    assert (row.show("base"), row.show("new"), row.show("harmonic_mean")) == ("80.0", "50.0", "61.5")
+    assert zero.show("harmonic_mean") == "40.0"
+    text = compare.markdown([zero, row])
+    assert "| method | n | Base | New | H | Joint |" in text and "| zero_shot | 1 | 40.0 |" in text
+
+
+def test_a_run_of_zero_shot_itself_is_the_zero_shot_row(tmp_path):
+    write(tmp_path / "a", "zero_shot", 1, 0.4)
+    write(tmp_path / "b", "coop", 1, 0.6)
+    rows = compare.summarise(compare.load_runs([tmp_path / "b", tmp_path / "a"]))
+    assert [row.group["method"] for row in rows] == ["zero_shot", "coop"]
+
+
+def test_same_seed_with_another_result_is_not_averaged_in(tmp_path):
+    for n, accuracy in enumerate((0.5, 0.5, 0.9)):
+        write(tmp_path / str(n), accuracy=accuracy)
+    rows = [r for r in compare.summarise(compare.load_runs([tmp_path])) if not r.stands_for_all]
+    assert [(r.mean("accuracy"), len(r.seeds), r.group["variant"]) for r in rows] == [(0.5, 1, ""), (0.9, 1, "#2")]
+
+
+def test_printed_table(runs):
+    console = Console(file=io.StringIO(), width=160)
+    compare.print_table(runs, console)
+    text = console.file.getvalue()
+    assert "80.0 ± 10.0" in text and text.count("zero_shot") == 1 and "seed 1: 80.0" in text
+
+
+def test_missing_and_unfinished_runs_are_named(runs, tmp_path):
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open" / "recipe.yaml").write_text("")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "metrics.json").write_text("{")
+    new = write(tmp_path / "newer", format=9)
+    console = Console(file=io.StringIO(), width=160)
+    compare.compare([*runs, tmp_path / "open", tmp_path / "bad", new, tmp_path / "gone"], None, console)
+    text = console.file.getvalue()
+    for words in ("open is not finished", "bad/metrics.json cannot be read", "newer Limpet", "gone"):
+        assert words in text
+    with pytest.raises(RunError, match="not finished"):
+        compare.load_runs([tmp_path / "open"])
+
+
+def test_files(tmp_path):
+    runs = [
+        write(tmp_path / f"{m}{shots}{seed}", m, seed, 0.3 + shots / 40 + seed / 100, shots=shots)
+        for m in ("coop", "<b>$me$</b>")
+        for shots in (1, 4, 16)
+        for seed in (1, 2)
+    ]
+    compare.compare(runs, tmp_path / "out", Console(file=io.StringIO()))
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["compare.csv", "compare.html", "compare.md", "shots.png"]
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert "<b>$me" not in page and "&lt;b&gt;$me" in page and "data:image/png" in page and "http" not in page
+    rows = list(csv.DictReader((tmp_path / "out" / "compare.csv").open()))
+    (mean,) = (r for r in rows if r["method"] == "coop" and r["shots"] == "4" and r["seed"] == "mean")
+    assert float(mean["accuracy"]) == pytest.approx(0.415) and mean["n"] == "2"
+    assert (tmp_path / "out" / "shots.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_shots_are_in_numeric_order(tmp_path):
+    runs = [write(tmp_path / str(s), shots=s) for s in (16, 2, 1, 8)]
+    rows = [r for r in compare.summarise(compare.load_runs(runs)) if not r.stands_for_all]
+    assert [r.group["shots"] for r in rows] == ["1", "2", "8", "16"]
+
+
+def test_five_hundred_runs_in_seconds(tmp_path):
+    runs = [write(tmp_path / "many" / f"{n:03d}", f"m{n % 50}", n // 50, 0.5) for n in range(500)]
+    started = time.perf_counter()
+    assert len(compare.summarise(compare.load_runs(runs))) == 51
+    assert time.perf_counter() - started < 20
+
+
+def test_no_torch_is_imported(runs):
+    code = (
+        "import sys; from limpet import compare\n"
+        f"compare.print_table({[str(r) for r in runs]!r})\n"
+        "bad = {m.split('.')[0] for m in sys.modules} & {'torch', 'lightning', 'open_clip', 'scipy', 'matplotlib'}\n"
+        "assert not bad, bad\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
