@@ -170,7 +170,7 @@ class Adapter(nn.Module):
     def train(self, mode: bool = True) -> Adapter:
         """Switch between training and evaluation; what evaluation had cached is dropped."""
         self._derived.pop("class_weights", None)
-        return cast(Adapter, super().train(mode))
+        return super().train(mode)
 
     # Learning
 

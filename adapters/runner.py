@@ -120,7 +120,7 @@ def with_features(session: Session) -> Any:
 def fresh_augmentation(session: Session) -> bool:
     """Whether training images are augmented anew at every epoch, so that their features cannot be cached."""
     augment = session.recipe.data.augment
-    return augment.preset != "none" and augment.views == 0
+    return bool(augment.preset != "none" and augment.views == 0)
 
 
 def train(session: Session, data: Any, run_dir: Path) -> None:

@@ -127,8 +127,8 @@ def choose_classes(recipe: Recipe, data: Any) -> ClassSet:
         names=tuple(names),
         texts=texts,
         templates=tuple(section.templates),
-        base_names=tuple(section.base) if section.base else None,
-        new_names=tuple(section.new) if section.new else None,
+        base_names=tuple(section.base or ()),
+        new_names=tuple(section.new or ()),
     )
 
 

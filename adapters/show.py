@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 console = Console(highlight=False)
 
-TITLES = {"all": "all classes", "base": "base classes", "new": "new classes", "joint": "base + new"}
+TITLES = {"all": "all", "base": "base", "new": "new", "joint": "base + new"}
 
 
 def percent(value: float | None) -> str:
@@ -58,9 +58,9 @@ def plan(session: Session, manifest: Mapping[str, Any] | None = None) -> None:
 
 def results(session: Session, metrics: Mapping[str, Any], run_dir: Path) -> None:
     """Print the table of a finished run, where it is, and what to do next."""
-    table = Table(title=f"{metrics['recipe']}: {metrics['method']} on {metrics['backbone']} (test images, %)")
-    table.add_column("label space")
-    for column in ("images", "classes", "accuracy", "zero-shot", "balanced acc.", "macro-F1", "ECE"):
+    table = Table(title=f"{metrics['recipe']}: {metrics['method']} on {metrics['backbone']}, test images, %")
+    table.add_column("classes", no_wrap=True)
+    for column in ("number", "images", "accuracy", "zero-shot", "balanced", "macro-F1", "ECE"):
         table.add_column(column, justify="right")
     marked = False
     for space, values in metrics["results"].items():
@@ -69,8 +69,8 @@ def results(session: Session, metrics: Mapping[str, Any], run_dir: Path) -> None
         reference = metrics["zero_shot"][space]
         table.add_row(
             TITLES[space] + mark,
-            str(values["images"]),
             str(values["classes"]),
+            str(values["images"]),
             f"[bold]{percent(values['accuracy'])}[/bold]",
             percent(reference["accuracy"]),
             percent(values["balanced_accuracy"]),

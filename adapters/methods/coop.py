@@ -87,7 +87,7 @@ class CoOp(Adapter):
 
     def compute_class_weights(self) -> Tensor:
         """Text features (C, D) of the learned prompts, unit norm."""
-        context = self.context
+        context: Tensor = self.context
         specific = self._specific(self.config)
         if specific and self.classes.names != self._trained:
             context = context[[self._trained.index(name) for name in self.classes.names]]
