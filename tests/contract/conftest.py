@@ -30,7 +30,9 @@ def build():
     """build("coop", "method.context_length=4") -> (session, its data with features where the method reads them)."""
 
     def _build(method, *overrides):
-        (recipe,) = load("quickstart", [f"method={method}", *PLUMBING, *overrides])
+        given = {word.partition("=")[0] for word in overrides}
+        plumbing = [word for word in PLUMBING if word.partition("=")[0] not in given]
+        (recipe,) = load("quickstart", [f"method={method}", *plumbing, *overrides])
         session = prepare(recipe)
         return session, with_features(session)
 
