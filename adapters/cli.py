@@ -218,11 +218,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         interrupted.set()
         code = 130
-    except SystemExit as exit_:  # Lightning leaves this way after Ctrl-C
+    except SystemExit as exit_:  # Lightning leaves this way after Ctrl-C, typer when its output is closed
         code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
-    except BrokenPipeError:  # limpet recipes | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        if isinstance(exit_.__context__, BrokenPipeError):
+            code = _close_output()
+    except BrokenPipeError:
+        code = _close_output()
     except Exception as err:
         message = _sentence(err, words)
         if message is None or debug:
@@ -236,6 +237,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         _after_interrupt()
         code = 130
     return code
+
+
+def _close_output() -> int:
+    """After `limpet recipes | head`: nobody reads any more, and that is no failure."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _notice_interrupts(seen: threading.Event) -> Any:

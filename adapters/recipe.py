@@ -311,7 +311,9 @@ def _check_pairs(filled: Any, origins: Mapping[str, str]) -> None:
     scale = getattr(getattr(filled.data, "augment", None), "scale", [1.0, 1.0])
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
         place = origins.get("data.augment.scale", "default")
-        raise RecipeError(f"{place}: data.augment.scale is {scale}; it is two shares of the image, like [0.5, 1.0].")
+        raise RecipeError(
+            f"{place}: data.augment.scale is {scale}; it is two shares of the image, like [0.5, 1.0]."
+        )
     betas = filled.optim.betas
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise RecipeError(f"{origins['optim.betas']}: optim.betas is {betas}; it is two numbers below 1.")

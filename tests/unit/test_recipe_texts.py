@@ -1,7 +1,7 @@
 """Class names and templates stay what was written, in files and on the command line."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from limpet.errors import RecipeError
 from limpet.recipe import Recipe, load, load_recipe
@@ -49,6 +49,7 @@ def test_saved_recipe_keeps_the_text(tmp_path, trap):
     assert again.data.train_domains == [trap]
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.text(min_size=1).filter(lambda t: t.strip() and "\x00" not in t), min_size=1, unique=True))
 def test_any_text_survives_saving(tmp_path_factory, names):
     names = [n for n in names if not any(0xD800 <= ord(c) <= 0xDFFF for c in n)] or ["a"]
