@@ -117,7 +117,7 @@ def read_state(path: Path) -> State:
         from safetensors.torch import load_file
 
         try:
-            return dict(load_file(path))
+            return _unprefixed(load_file(path))
         except SafetensorError as error:
             raise BackboneError(f"{path} is not a readable safetensors file ({error}).") from error
     if _is_torchscript(path):
@@ -157,8 +157,12 @@ def read_state(path: Path) -> State:
         raise BackboneError(
             f"{path} is not a plain state dict (found: {found}): save the model's state_dict()."
         )
-    state = {k: v for k, v in state.items() if isinstance(v, Tensor)}
-    return {k.removeprefix("module."): v for k, v in state.items()}
+    return _unprefixed(state)
+
+
+def _unprefixed(state: Mapping[str, Any]) -> State:
+    """Return the tensors of a state dict without the prefix that data-parallel training leaves."""
+    return {k.removeprefix("module."): v for k, v in state.items() if isinstance(v, Tensor)}
 
 
 def _is_state(state: Mapping[Any, Any]) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,3 +24,46 @@ def tiny():
     from limpet.backbone import FrozenClip
 
     return FrozenClip.load("limpet-tiny")
+
+VISION = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 4, "head_width": 16}
+TEXT = {"context_length": 24, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 4}
+
+
+def build(
+    vision: dict[str, Any] | None = None, text: dict[str, Any] | None = None, custom: bool = False, **options: Any
+) -> torch.nn.Module:
+    """A CLIP with random weights large enough that mistakes show."""
+    from open_clip.model import CLIP, CustomTextCLIP
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        kind = CustomTextCLIP if custom else CLIP
+        model = kind(16, {**VISION, **(vision or {})}, {**TEXT, **(text or {})}, **options)
+        for parameter in model.parameters():
+            if parameter.ndim <= 1:
+                parameter.data += 0.1 * torch.randn_like(parameter)
+            elif parameter.shape[0] == TEXT["vocab_size"] or parameter.shape[0] <= 24:
+                parameter.data += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.fixture(scope="session")
+def random_clip() -> Callable[..., Any]:
+    """Make a FrozenClip of random weights, float64 unless told; equal requests share one."""
+    from limpet.backbone import FrozenClip
+
+    made: dict[str, Any] = {}
+
+    def make(dtype: torch.dtype = torch.float64, **options: Any) -> Any:
+        key = repr((dtype, options))
+        if key not in made:
+            made[key] = FrozenClip.from_model(build(**options).to(dtype))
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_model() -> Callable[..., torch.nn.Module]:
+    """Make an open_clip model of random weights."""
+    return build
