@@ -23,7 +23,9 @@ from .towers import TextTower, text_tower
 __all__ = ["BackboneSpec", "FrozenClip", "describe"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TEXT_TOKENS = 16384  # token rows of one text pass without gradients: large enough to fill a CPU, small in memory
+TEXT_TOKENS = (
+    16384  # token rows of one text pass without gradients: large enough to fill a CPU, small in memory
+)
 
 
 class FrozenClip:
@@ -41,8 +43,14 @@ class FrozenClip:
         tokenizer: text to ids.
     """
 
-    def __init__(self, model: nn.Module, spec: BackboneSpec, fingerprint: str, tokenizer: Tokenizer,
-                 trained_tokens: Tensor | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: BackboneSpec,
+        fingerprint: str,
+        tokenizer: Tokenizer,
+        trained_tokens: Tensor | None = None,
+    ) -> None:
         own: Any = model
         self.model = own
         self.spec = spec
@@ -60,7 +68,8 @@ class FrozenClip:
         """Load a backbone.
 
         Args:
-            config: a name ("limpet-tiny"), or a backbone section: `name`, `pretrained`, `activation`, `precision`.
+            config: a name ("limpet-tiny"), or a backbone section: `name`, `pretrained`, `activation`,
+                `precision`.
             device: where the weights go.
 
         Raises:
@@ -69,14 +78,16 @@ class FrozenClip:
         source = resolve(config)
         model = weights.build(source)
         if source.pretrained == "random":
-            state = {k: v for k, v in model.state_dict().items()}
+            state = dict(model.state_dict())
             trained = None
         else:
             state = weights.load_state(source)
             trained = weights.fit_state(model, state, source.name)
         fingerprint = weights.fingerprint(state)
         spec = spec_of(source)
-        clip = cls(model, spec, fingerprint, Tokenizer(weights.tokenizer(source), spec.context_length), trained)
+        clip = cls(
+            model, spec, fingerprint, Tokenizer(weights.tokenizer(source), spec.context_length), trained
+        )
         return clip.to(device, DTYPES[source.precision])
 
     @classmethod
@@ -93,11 +104,17 @@ class FrozenClip:
             model: CLIP or CustomTextCLIP, in any number format.
             tokenizer: maps a list of texts to ids (N, L); default: CLIP's own.
             name: recorded in the spec.
-            preprocessing: any of size, mean, std, interpolation, resize_mode, fill; default: what the model says.
+            preprocessing: any of size, mean, std, interpolation, resize_mode, fill; default: what the model
+                says.
         """
         spec = spec_from_model(model, name, preprocessing)
         state = dict(model.state_dict())
-        return cls(model, spec, weights.fingerprint(state), Tokenizer(tokenizer or clip_tokenizer(), spec.context_length))
+        return cls(
+            model,
+            spec,
+            weights.fingerprint(state),
+            Tokenizer(tokenizer or clip_tokenizer(), spec.context_length),
+        )
 
     @property
     def embed_dim(self) -> int:
@@ -155,7 +172,10 @@ class FrozenClip:
 
     def _image(self, images: Tensor, normalize: bool) -> Tensor:
         images = images.to(self.device, self.dtype)
-        if image_problem(self.spec) is None and attention_problem(self.model.visual.transformer.resblocks[0]) is None:
+        if (
+            image_problem(self.spec) is None
+            and attention_problem(self.model.visual.transformer.resblocks[0]) is None
+        ):
             features = image_features(self, images)
         else:
             features = self.model.encode_image(images)
@@ -164,7 +184,8 @@ class FrozenClip:
     def image_patches(self, images: Tensor) -> Tensor:
         """Return the patch tokens (B, P, W) behind the last block of the image tower, without gradient.
 
-        Native ViT: after the final norm, before projection. ResNet and timm: the last feature map, one row a place.
+        Native ViT: after the final norm, before projection. ResNet and timm: the last feature map, one row a
+        place.
         """
         with torch.no_grad():
             return image_tokens(self, images.to(self.device, self.dtype))
@@ -189,7 +210,7 @@ class FrozenClip:
         return tower.embed(torch.as_tensor(ids, device=self.device, dtype=torch.long))
 
     def unseen_tokens(self, text: str) -> list[str]:
-        """Return the tokens of a text that the backbone was never trained on (known for limpet-tiny), in order."""
+        """Return the tokens of a text that were never trained, in order (known for limpet-tiny)."""
         if self._trained_tokens is None:
             return []
         ids = dict.fromkeys(self.token_ids(text))
@@ -213,7 +234,9 @@ class FrozenClip:
         tower = self.text
         if tower is None or tower.mask is None or any(attention_problem(b) for b in tower.blocks):
             size = max(1, TEXT_TOKENS // rows.shape[1])
-            return torch.cat([_first(self.model.encode_text(part.to(self.device))) for part in rows.split(size)])
+            return torch.cat(
+                [_first(self.model.encode_text(part.to(self.device))) for part in torch.split(rows, size)]
+            )
         cut = [row[: tower.end(row) + 1] for row in rows.tolist()]
         order = sorted(range(len(cut)), key=lambda i: len(cut[i]))
         features: list[Tensor] = []
@@ -235,8 +258,8 @@ class FrozenClip:
             towers: any of "image" and "text".
 
         Returns:
-            A copy that shares the frozen tensors by reference; the parameters of the chosen towers are fresh clones
-            that require grad. It belongs to the caller; this backbone does not change.
+            A copy that shares the frozen tensors by reference; the parameters of the chosen towers are fresh
+            clones that require grad. It belongs to the caller; this backbone does not change.
 
         Raises:
             BackboneError: an unknown tower.
@@ -259,10 +282,11 @@ class FrozenClip:
 class EditableClip(FrozenClip):
     """A copy of a backbone some towers of which can be trained; frozen tensors are shared with the original.
 
-    Its encoders carry gradients to the trained towers, and texts are remembered only while the text tower is frozen.
+    Its encoders carry gradients to the trained towers, and texts are remembered only while the text tower is
+    frozen.
     """
 
-    def __init__(self, model: nn.Module, origin: FrozenClip, towers: frozenset[str]):
+    def __init__(self, model: nn.Module, origin: FrozenClip, towers: frozenset[str]) -> None:
         trainable = [p for p in model.parameters() if p.requires_grad]
         super().__init__(model, origin.spec, origin.fingerprint, origin.tokenizer, origin._trained_tokens)
         self.towers = towers
@@ -277,7 +301,11 @@ class EditableClip(FrozenClip):
 
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
         """Return image features (B, D), with gradient where the image tower is trained."""
-        return self._image(images, normalize) if "image" in self.towers else super().encode_image(images, normalize)
+        return (
+            self._image(images, normalize)
+            if "image" in self.towers
+            else super().encode_image(images, normalize)
+        )
 
     def encode_text(self, texts: Sequence[str], normalize: bool = True) -> Tensor:
         """Return text features (N, D), with gradient where the text tower is trained."""

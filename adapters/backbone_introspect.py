@@ -49,16 +49,26 @@ def spec_from_model(model: nn.Module, name: str, given: Mapping[str, Any] | None
         embed_dim=_embed_dim(own, tower),
         image_size=int(side),
         patch_size=int(patch if isinstance(patch, int) else patch[0]),
-        vision_width=int(visual.class_embedding.shape[0]) if kind == "vit" else _resnet_width(visual) if layers else 0,
+        vision_width=int(visual.class_embedding.shape[0])
+        if kind == "vit"
+        else _resnet_width(visual)
+        if layers
+        else 0,
         vision_layers=len(blocks) or sum(len(stage) for stage in layers),
-        vision_heads=int(blocks[0].attn.num_heads) if blocks else int(visual.attnpool.num_heads) if layers else 0,
+        vision_heads=int(blocks[0].attn.num_heads)
+        if blocks
+        else int(visual.attnpool.num_heads)
+        if layers
+        else 0,
         text_width=int(tower.embedding.weight.shape[1]) if tower else 0,
         text_layers=len(tower.blocks) if tower else 0,
         text_heads=int(tower.blocks[0].attn.num_heads) if tower else 0,
         context_length=int(own.context_length),
         vocab_size=int(tower.embedding.weight.shape[0]) if tower else 0,
         preprocessing=values,
-        image_pool=("attention" if visual.attn_pool is not None else str(visual.pool_type)) if kind == "vit" else "",
+        image_pool=("attention" if visual.attn_pool is not None else str(visual.pool_type))
+        if kind == "vit"
+        else "",
         text_pool=tower.pool if tower else "",
         multimodal=hasattr(own, "text_decoder"),
         plain_attention=all(attention_problem(b) is None for b in every),

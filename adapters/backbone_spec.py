@@ -23,20 +23,23 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 class BackboneSpec:
     """A backbone described by its configuration; plain values only, so it can be written as JSON.
 
-    Numbers that a tower does not have (the patch size of a ResNet, the width of a Hugging Face text tower) are 0.
+    Numbers that a tower does not have (the patch size of a ResNet, the width of a Hugging Face text tower)
+    are 0.
 
     Attributes:
         name: as the recipe gives it.
         pretrained: weight tag, file or `random`.
         activation: "gelu" or "quick_gelu".
-        precision: number format of the loaded weights, "fp32", "bf16", "fp16" (or "fp64" for a model of one's own).
+        precision: number format of the loaded weights, "fp32", "bf16", "fp16" (or "fp64" for a model of one's
+            own).
         image_tower: "vit" (open_clip's own), "resnet" (CLIP's ModifiedResNet) or "timm".
         text_tower: "transformer" (open_clip's own) or "hf" (Hugging Face).
         causal_text: whether text tokens see only the tokens before them.
         embed_dim: size of the joint space.
         image_size: height of the network input in pixels.
         preprocessing: size, mean, std, interpolation, resize_mode, fill.
-        image_pool: how a native ViT makes its feature: "tok", "avg", "attention" or "none"; "" for other towers.
+        image_pool: how a native ViT makes its feature: "tok", "avg", "attention" or "none"; "" for other
+            towers.
         text_pool: "argmax", "eos", "first", "last", "none"; "" for Hugging Face towers.
         multimodal: whether it is a CoCa model, whose text feature is read behind the padding.
         plain_attention: whether both native towers use plain multi-head attention.
@@ -113,7 +116,10 @@ def preprocessing(config: Mapping[str, Any], image_size: Any) -> dict[str, Any]:
     size = [int(s) for s in size] * (2 if len(size) == 1 else 1)
     triple = {
         key: [float(v) for v in value] if isinstance(value, (list, tuple)) else [float(value)] * 3
-        for key, value in (("mean", config.get("mean") or OPENAI_MEAN), ("std", config.get("std") or OPENAI_STD))
+        for key, value in (
+            ("mean", config.get("mean") or OPENAI_MEAN),
+            ("std", config.get("std") or OPENAI_STD),
+        )
     }
     return {
         "size": size[0] if size[0] == size[1] else size,
@@ -144,20 +150,24 @@ def resolve(config: Any) -> Source:
     ):
         if value not in known:
             words = ", ".join(str(k) for k in known if k)
-            raise BackboneError(f"`backbone.{key}` is {value!r}; it can be {words}.{nearest(str(value), map(str, known))}")
+            raise BackboneError(
+                f"`backbone.{key}` is {value!r}; it can be {words}.{nearest(str(value), map(str, known))}"
+            )
     if name == TINY:
         # The weights are part of Limpet: a tag left over from another backbone has nothing to say here.
         whole = json.loads(tiny_asset(f"{TINY}.json").read_text(encoding="utf-8"))
-        return _source(name, "tiny", whole, None, None, precision)
+        return _source(name, "tiny", whole, None, None, precision=precision)
     if name.startswith(HUB):
         from .backbone_weights import fetch_hub_config
 
         if pretrained not in (None, "random"):
             raise BackboneError(
-                f"`backbone.name={name}` brings its own weights, so `backbone.pretrained={pretrained}` cannot apply: "
-                "remove it."
+                f"`backbone.name={name}` brings its own weights, so `backbone.pretrained={pretrained}` "
+                "cannot apply: remove it."
             )
-        return _source(name, "hub", fetch_hub_config(name.removeprefix(HUB)), pretrained, activation, precision)
+        return _source(
+            name, "hub", fetch_hub_config(name.removeprefix(HUB)), pretrained, activation, precision=precision
+        )
     if name.startswith(FOLDER) or Path(name).expanduser().is_dir():
         return _from_folder(name, pretrained, activation, precision)
     return _from_builtin(name, pretrained, activation, precision)
@@ -183,14 +193,21 @@ def spec_of(source: Source) -> BackboneSpec:
     model = source.model
     vision, text = model["vision_cfg"], model["text_cfg"]
     layers = vision.get("layers", 12)
-    timm, resnet, hf = bool(vision.get("timm_model_name")), isinstance(layers, (list, tuple)), bool(text.get("hf_model_name"))
+    timm, resnet, hf = (
+        bool(vision.get("timm_model_name")),
+        isinstance(layers, (list, tuple)),
+        bool(text.get("hf_model_name")),
+    )
     native = not timm and not resnet
     width, size = vision.get("width", 768), source.preprocessing["size"]
     special = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc")
     plain = all(
-        cfg.get("block_type") in (None, "default") and not any(cfg.get(k) for k in special) for cfg in (vision, text)
+        cfg.get("block_type") in (None, "default") and not any(cfg.get(k) for k in special)
+        for cfg in (vision, text)
     )
-    pool = ("attention" if vision.get("attentional_pool") else vision.get("pool_type", "tok")) if native else ""
+    pool = (
+        ("attention" if vision.get("attentional_pool") else vision.get("pool_type", "tok")) if native else ""
+    )
     head = vision.get("head_width", 64)
     return BackboneSpec(
         name=source.name,
@@ -220,7 +237,13 @@ def spec_of(source: Source) -> BackboneSpec:
 
 
 def _source(
-    name: str, kind: str, whole: dict[str, Any], pretrained: str | None, activation: str | None, precision: str,
+    name: str,
+    kind: str,
+    whole: dict[str, Any],
+    pretrained: str | None,
+    activation: str | None,
+    *,
+    precision: str,
     folder: Path | None = None,
 ) -> Source:
     """Make a source of a complete open_clip_config.json."""
@@ -235,7 +258,13 @@ def _source(
         model["quick_gelu"] = activation == "quick_gelu"
     size = model["vision_cfg"].get("image_size", 224)
     return Source(
-        name, kind, model, preprocessing(whole.get("preprocess_cfg", {}), size), pretrained, precision, folder=folder
+        name,
+        kind,
+        model,
+        preprocessing(whole.get("preprocess_cfg", {}), size),
+        pretrained,
+        precision,
+        folder=folder,
     )
 
 
@@ -251,7 +280,7 @@ def _from_folder(name: str, pretrained: str | None, activation: str | None, prec
         raise BackboneError(f"{config} is not valid JSON ({error}).") from error
     if pretrained not in (None, "random"):
         _weights_file(pretrained)
-    return _source(name, "folder", whole, pretrained, activation, precision, folder)
+    return _source(name, "folder", whole, pretrained, activation, precision=precision, folder=folder)
 
 
 def _weights_file(pretrained: str) -> Path:
@@ -270,20 +299,20 @@ def _from_builtin(name: str, pretrained: str | None, activation: str | None, pre
     if model is None:
         if "/" in name or name.endswith((".pt", ".pth", ".bin", ".safetensors")):
             raise BackboneError(
-                f"The backbone {name!r} is neither a folder with an open_clip_config.json nor a known model name. For a "
-                "weights file give the model in `backbone.name` and the file in `backbone.pretrained`; a model of the "
-                f"Hugging Face hub is written {HUB}{name}."
+                f"The backbone {name!r} is neither a folder with an open_clip_config.json nor a known model "
+                "name. For a weights file give the model in `backbone.name` and the file in "
+                f"`backbone.pretrained`; a model of the Hugging Face hub is written {HUB}{name}."
             )
         raise BackboneError(
-            f"There is no backbone {name!r}. Known are {TINY}, open_clip's {len(open_clip.list_models())} models, "
-            f"{HUB}OWNER/NAME and local folders.{nearest(name, [TINY, *open_clip.list_models()])}"
+            f"There is no backbone {name!r}. Known are {TINY}, open_clip's {len(open_clip.list_models())} "
+            f"models, {HUB}OWNER/NAME and local folders.{nearest(name, [TINY, *open_clip.list_models()])}"
         )
     tags = list_pretrained_tags_by_model(plain)
     known = f"Tags of {plain}: {', '.join(tags)}." if tags else f"open_clip lists no weights for {plain}."
     if pretrained is None:
         raise BackboneError(
-            f"`backbone.pretrained` does not say which weights {name} takes. {known} A local file, or `random` for a "
-            "seeded untrained model, can be given too."
+            f"`backbone.pretrained` does not say which weights {name} takes. {known} A local file, or "
+            "`random` for a seeded untrained model, can be given too."
         )
     entry = None if pretrained == "random" else get_pretrained_cfg(plain, pretrained)
     values = entry or _common_preprocessing(plain, tags)
@@ -291,8 +320,8 @@ def _from_builtin(name: str, pretrained: str | None, activation: str | None, pre
         trained = "quick_gelu" if entry.get("quick_gelu") else "gelu"
         if activation not in (None, trained):
             raise BackboneError(
-                f"The weights {pretrained!r} of {name} were trained with {trained}, so `backbone.activation={activation}` "
-                "would give wrong features: remove it."
+                f"The weights {pretrained!r} of {name} were trained with {trained}, so "
+                f"`backbone.activation={activation}` would give wrong features: remove it."
             )
         if not model["vision_cfg"].get("timm_model_name") or trained == "quick_gelu":
             activation = trained  # also where the plain name says GELU: the weights decide
@@ -300,23 +329,26 @@ def _from_builtin(name: str, pretrained: str | None, activation: str | None, pre
         path = Path(pretrained).expanduser()
         if not path.is_file():
             raise BackboneError(
-                f"{pretrained!r} is neither a weight tag of {name} nor a file. {known}{nearest(pretrained, tags)}"
+                f"{pretrained!r} is neither a weight tag of {name} nor a file. "
+                f"{known}{nearest(pretrained, tags)}"
             )
         variant = open_clip.get_model_config(f"{plain}-quickgelu")
         if activation is None and variant is not None and not model.get("quick_gelu"):
             raise BackboneError(
-                f"The file {pretrained} does not say which activation its weights were trained with, and {name} exists "
-                "with two. Set `backbone.activation=quick_gelu` for weights by OpenAI (also MetaCLIP and DFN), "
-                "`backbone.activation=gelu` for those by LAION and DataComp."
+                f"The file {pretrained} does not say which activation its weights were trained with, and "
+                f"{name} exists with two. Set `backbone.activation=quick_gelu` for weights by OpenAI (also "
+                "MetaCLIP and DFN), `backbone.activation=gelu` for those by LAION and DataComp."
             )
     if activation is not None:
         model["quick_gelu"] = activation == "quick_gelu"
     size = model["vision_cfg"].get("image_size", 224)
-    return Source(name, "builtin", model, preprocessing(values, size), pretrained, precision, weights=entry or None)
+    return Source(
+        name, "builtin", model, preprocessing(values, size), pretrained, precision, weights=entry or None
+    )
 
 
 def _common_preprocessing(name: str, tags: list[str]) -> dict[str, Any]:
-    """Return the preprocessing that all weights of a model share; a SigLIP file needs SigLIP's mean, for example."""
+    """Return the preprocessing that all weights of a model share, such as SigLIP's mean."""
     from open_clip.pretrained import get_pretrained_cfg
 
     keys = ("mean", "std", "interpolation", "resize_mode")

@@ -23,13 +23,13 @@ class Tokenizer:
     """A tokenizer bound to the context length of one text tower.
 
     Args:
-        inner: CLIP's tokenizer, one of open_clip's Hugging Face wrappers, or any callable that maps a list of texts
-            to padded ids (N, L).
+        inner: CLIP's tokenizer, one of open_clip's Hugging Face wrappers, or any callable that maps a list of
+            texts to padded ids (N, L).
         context_length: number of positions of the text tower.
     """
 
-    def __init__(self, inner: Callable[..., Any], context_length: int):
-        self.inner = inner
+    def __init__(self, inner: Callable[..., Any], context_length: int) -> None:
+        self.inner: Any = inner
         self.context_length = context_length
         self._told: set[str] = set()
 
@@ -39,7 +39,7 @@ class Tokenizer:
         return hasattr(self.inner, "bpe_ranks") and getattr(self.inner, "reduction_fn", None) is None
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Return ids (N, L) of texts, padded; a text that is too long is cut, with one warning that names it."""
+        """Return padded ids (N, L); a text that is too long is cut, with one warning that names it."""
         if not self._own:
             return self._padded(list(texts))
         rows = torch.zeros(len(texts), self.context_length, dtype=torch.long)
@@ -65,7 +65,8 @@ class Tokenizer:
         return row[kept[0] : kept[-1] + 1] if kept else []
 
     def sequence(self, text: str) -> list[int]:
-        """Return the ids a tower reads for a text, start and end included, not padded where that can be known.
+        """Return the ids a tower reads for a text, start and end included, not padded where that can be
+        known.
 
         Only CLIP's own tokenizer returns more ids than the context length for a text that is too long.
         """
@@ -75,7 +76,7 @@ class Tokenizer:
 
     @cached_property
     def start(self) -> int:
-        """Number of tokens a tower reads before the text itself (1 for CLIP's start of text, 0 for SigLIP)."""
+        """Number of tokens a tower reads before the text itself (CLIP's start of text: 1)."""
         ids = self.ids("X")
         row = self.sequence("X")
         return next((i for i in range(len(row)) if row[i : i + len(ids)] == ids), 1)
@@ -102,6 +103,7 @@ class Tokenizer:
             return
         self._told.add(text)
         warnings.warn(
-            f"The text {text!r} has {length} tokens, the text tower reads {self.context_length}: the rest is cut off.",
+            f"The text {text!r} has {length} tokens, the text tower reads {self.context_length}: the rest is "
+            "cut off.",
             stacklevel=3,
         )

@@ -22,12 +22,16 @@ from .errors import BackboneError
 SEED = 0  # of untrained models and of token rows that were never trained
 CONFIG_FILE = "open_clip_config.json"
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI stored among its weights
+NOT_WEIGHTS = (
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+)  # numbers that OpenAI stored among its weights
 State = dict[str, Tensor]
 
 
 def build(source: Source) -> nn.Module:
-    """Build the model a source describes, with random weights from a fixed seed; no global seed is touched."""
+    """Build the model a source describes, its random weights from a private seed."""
     from open_clip.coca_model import CoCa
     from open_clip.model import CLIP, CustomTextCLIP
 
@@ -46,7 +50,9 @@ def build(source: Source) -> nn.Module:
             torch.manual_seed(SEED)
             model: nn.Module = kind(**{**config, "vision_cfg": vision, "text_cfg": text})
     except (TypeError, AssertionError, RuntimeError) as error:
-        raise BackboneError(f"The configuration of the backbone {source.name} cannot be built: {error}") from error
+        raise BackboneError(
+            f"The configuration of the backbone {source.name} cannot be built: {error}"
+        ) from error
     return model
 
 
@@ -100,7 +106,8 @@ def read_state(path: Path) -> State:
     """Read a safetensors file or a plain state dict; nothing in the file is executed.
 
     Args:
-        path: `.safetensors`, or what `torch.save` writes; `{"state_dict": ...}` and `module.` prefixes are unwrapped.
+        path: `.safetensors`, or what `torch.save` writes; `{"state_dict": ...}` and `module.` prefixes are
+            unwrapped.
 
     Raises:
         BackboneError: a TorchScript archive, a file with other objects than tensors, or a damaged file.
@@ -115,34 +122,51 @@ def read_state(path: Path) -> State:
             raise BackboneError(f"{path} is not a readable safetensors file ({error}).") from error
     if _is_torchscript(path):
         raise BackboneError(
-            f"{path} is a TorchScript archive (as OpenAI published CLIP), which holds program code and cannot be read as "
-            "plain weights. Convert it once, where you trust the file: "
-            "safetensors.torch.save_file({k: v.contiguous() for k, v in torch.jit.load(FILE, map_location='cpu')"
-            ".state_dict().items()}, 'weights.safetensors'), then give that file and backbone.activation=quick_gelu."
+            f"{path} is a TorchScript archive (as OpenAI published CLIP), which holds program code and "
+            "cannot be read as plain weights. Convert it once, where you trust the file: "
+            "safetensors.torch.save_file({k: v.contiguous() for k, v in torch.jit.load(FILE, "
+            "map_location='cpu').state_dict().items()}, 'weights.safetensors'), then give that file and "
+            "backbone.activation=quick_gelu."
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise BackboneError(
-            f"{path} holds other objects than tensors, so reading it could run code; Limpet reads weights only. Save the "
-            "model's state_dict() as safetensors and give that file."
+            f"{path} holds other objects than tensors, so reading it could run code; Limpet reads weights "
+            "only. Save the model's state_dict() as safetensors and give that file."
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise BackboneError(f"{path} is not a weights file that torch can read ({str(error).splitlines()[0]}).") from error
+        raise BackboneError(
+            f"{path} is not a weights file that torch can read ({str(error).splitlines()[0]})."
+        ) from error
     while isinstance(state, dict) and not _is_state(state):
-        inner = [state[k] for k in ("state_dict", "model", "model_state_dict", "module") if isinstance(state.get(k), dict)]
+        inner = [
+            state[k]
+            for k in ("state_dict", "model", "model_state_dict", "module")
+            if isinstance(state.get(k), dict)
+        ]
         if not inner:
             break
         state = inner[0]
     if not isinstance(state, dict) or not _is_state(state):
-        found = f"keys {', '.join(map(str, list(state)[:4]))}" if isinstance(state, dict) else type(state).__name__
-        raise BackboneError(f"{path} is not a plain state dict (found: {found}): save the model's state_dict().")
+        found = (
+            f"keys {', '.join(map(str, list(state)[:4]))}"
+            if isinstance(state, dict)
+            else type(state).__name__
+        )
+        raise BackboneError(
+            f"{path} is not a plain state dict (found: {found}): save the model's state_dict()."
+        )
     state = {k: v for k, v in state.items() if isinstance(v, Tensor)}
     return {k.removeprefix("module."): v for k, v in state.items()}
 
 
 def _is_state(state: Mapping[Any, Any]) -> bool:
-    return bool(state) and all(isinstance(k, str) for k in state) and any(isinstance(v, Tensor) for v in state.values())
+    return (
+        bool(state)
+        and all(isinstance(k, str) for k in state)
+        and any(isinstance(v, Tensor) for v in state.values())
+    )
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -186,7 +210,9 @@ def fit_state(model: nn.Module, state: State, name: str) -> Tensor | None:
             state[scalar] = state[scalar].reshape(target.shape)
     wanted = own.state_dict()
     if "text.transformer.embeddings.position_ids" not in wanted:
-        state.pop("text.transformer.embeddings.position_ids", None)  # stored by older versions of transformers
+        state.pop(
+            "text.transformer.embeddings.position_ids", None
+        )  # stored by older versions of transformers
     missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     shapes = [
         f"{k} {tuple(state[k].shape)} instead of {tuple(wanted[k].shape)}"
@@ -200,15 +226,15 @@ def fit_state(model: nn.Module, state: State, name: str) -> Tensor | None:
             if items
         ]
         raise BackboneError(
-            f"The weights do not fit the backbone {name}: {'; '.join(parts)}. Check that `backbone.name` is the model "
-            "these weights were made for."
+            f"The weights do not fit the backbone {name}: {'; '.join(parts)}. Check that `backbone.name` is "
+            "the model these weights were made for."
         )
     model.load_state_dict(state)
     return trained
 
 
 def _token_table(rows: Tensor, index: Tensor, model: Any) -> tuple[Tensor, Tensor]:
-    """Return the whole token table and which rows of it were trained; the others are drawn from a seeded normal."""
+    """Return the whole token table and which rows of it were trained; the others are seeded noise."""
     size, width = model.token_embedding.weight.shape
     rows, index = rows.float(), index.long()
     generator = torch.Generator().manual_seed(SEED)
@@ -230,7 +256,7 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
         if tensor.dtype in (torch.float16, torch.bfloat16):
             tensor = tensor.float()
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.contiguous().reshape(-1).numpy()).cast("B"))
+        digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -272,7 +298,9 @@ def _hub_file(repository: str, names: tuple[str, ...], what: str) -> Path:
         except (LocalEntryNotFoundError, FileNotFoundError):
             continue
         except ValueError as error:
-            raise BackboneError(f"{repository!r} is not a hub repository name, OWNER/NAME ({error}).") from error
+            raise BackboneError(
+                f"{repository!r} is not a hub repository name, OWNER/NAME ({error})."
+            ) from error
     endpoint = hub.constants.ENDPOINT
     if hub.constants.HF_HUB_OFFLINE or not _reachable(endpoint):
         raise _unreachable(what, endpoint)
@@ -284,10 +312,14 @@ def _hub_file(repository: str, names: tuple[str, ...], what: str) -> Path:
         except EntryNotFoundError:
             continue
         except RepositoryNotFoundError as error:
-            raise BackboneError(f"There is no public repository {repository!r} on {endpoint}: check its name.") from error
+            raise BackboneError(
+                f"There is no public repository {repository!r} on {endpoint}: check its name."
+            ) from error
         except OSError as error:
             raise _unreachable(what, endpoint, str(error).splitlines()[0]) from error
-    raise BackboneError(f"The hub repository {repository!r} has none of {', '.join(names)}: it is no open_clip model.")
+    raise BackboneError(
+        f"The hub repository {repository!r} has none of {', '.join(names)}: it is no open_clip model."
+    )
 
 
 def _reachable(url: str) -> bool:
@@ -302,15 +334,16 @@ def _reachable(url: str) -> bool:
 
 
 def _unreachable(what: str, where: str, detail: str = "") -> BackboneError:
-    host = where.split("//")[-1].split("/")[0]
+    host = where.rsplit("//", maxsplit=1)[-1].split("/", maxsplit=1)[0]
     return BackboneError(
-        f"{what}: not stored on this machine, and {host} cannot be reached{f' ({detail})' if detail else ''}. Connect once "
-        f"to store it, give a local file with `backbone.pretrained=FILE`, or use `backbone={TINY}`, which needs no network."
+        f"{what}: not stored on this machine, and {host} cannot be "
+        f"reached{f' ({detail})' if detail else ''}. Connect once to store it, give a local file with "
+        f"`backbone.pretrained=FILE`, or use `backbone={TINY}`, which needs no network."
     )
 
 
 def _local_or_hub(name: str, source: Source, file: str) -> str:
-    """Return where a Hugging Face tower or tokenizer is read from: a local folder, else the hub's name for it."""
+    """Return where a Hugging Face tower or tokenizer is read from: a local folder, else its hub name."""
     candidates = [Path(name).expanduser()]
     if source.folder is not None:
         candidates += [source.folder / name, source.folder]
@@ -327,7 +360,7 @@ def _offline_if(place: Any) -> Iterator[None]:
     if not place or Path(str(place)).is_dir():
         yield
         return
-    import huggingface_hub.constants as constants
+    from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = before or not _reachable(constants.ENDPOINT)

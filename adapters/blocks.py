@@ -1,9 +1,11 @@
 """One functional forward of a pre-LN residual block, over open_clip's own modules.
 
-Everything an adapter does inside a tower (deep prompts, another source of queries, keys and values, an attention
-bias, computing only some rows of the last block, looking at single heads) enters here, so no tower is rewritten and
-no weight is copied. Attention uses `linear` and `scaled_dot_product_attention` on the parameters of
-`nn.MultiheadAttention`: the same numbers, and under bf16 autocast several times faster than the module itself.
+Everything an adapter does inside a tower (deep prompts, another source of queries, keys and values, an
+attention bias, computing only some rows of the last block, looking at single heads) enters here, so no tower
+is rewritten and no weight is copied. Attention uses `linear` and `scaled_dot_product_attention` on the
+parameters of
+`nn.MultiheadAttention`: the same numbers, and under bf16 autocast several times faster than the module
+    itself.
 """
 
 from __future__ import annotations
@@ -31,11 +33,13 @@ class Seams:
     """What an adapter changes inside the blocks of a tower; every part is optional.
 
     Attributes:
-        qkv: `(layer, attention module, input (B, L, W)) -> (q, k, v)`, each (B, L, H, d), in place of the frozen
+        qkv: `(layer, attention module, input (B, L, W)) -> (q, k, v)`, each (B, L, H, d), in place of the
+            frozen projection.
+        out: `(layer, attention module, heads' output (B, L, W)) -> (B, L, W)` in place of the output
             projection.
-        out: `(layer, attention module, heads' output (B, L, W)) -> (B, L, W)` in place of the output projection.
         bias: `(layer) -> Tensor | None`, added to the attention logits; broadcast to (B, H, Lq, Lk).
-        heads: `(layer, heads' output (B, H, Lq, d)) -> the same shape`; may look at single heads or change them.
+        heads: `(layer, heads' output (B, H, Lq, d)) -> the same shape`; may look at single heads or change
+            them.
     """
 
     qkv: Callable[[int, Any, Tensor], Heads] | None = None
@@ -50,8 +54,8 @@ PLAIN = Seams()
 def attention_problem(block: Any) -> str | None:
     """Say why a block's attention cannot be computed functionally, or None where it can.
 
-    A wrapper around the attention module (PEFT's, say) still shows the weights inside it; computing from those would
-    silently ignore the wrapper, so only the plain class is accepted.
+    A wrapper around the attention module (PEFT's, say) still shows the weights inside it; computing from
+    those would silently ignore the wrapper, so only the plain class is accepted.
     """
     attention = getattr(block, "attn", None)
     if type(attention) is not nn.MultiheadAttention or hasattr(block, "ln_attn"):
@@ -71,7 +75,7 @@ def project_qkv(attention: Any, x: Tensor) -> Heads:
     """Return the frozen module's queries, keys and values of x (..., L, W), each (..., L, H, d)."""
     heads = attention.num_heads
     packed = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
-    q, k, v = packed.unflatten(-1, (3, heads, x.shape[-1] // heads)).unbind(-3)
+    q, k, v = packed.view(*x.shape[:-1], 3, heads, x.shape[-1] // heads).unbind(-3)
     return q, k, v
 
 
@@ -81,7 +85,7 @@ def project_part(attention: Any, x: Tensor, start: int, stop: int) -> tuple[Tens
     rows = slice(start * width, stop * width)
     bias = attention.in_proj_bias
     packed = F.linear(x, attention.in_proj_weight[rows], None if bias is None else bias[rows])
-    return packed.unflatten(-1, (stop - start, heads, width // heads)).unbind(-3)
+    return tuple(packed.view(*x.shape[:-1], stop - start, heads, width // heads).unbind(-3))
 
 
 def project_out(attention: Any, x: Tensor) -> Tensor:
@@ -95,7 +99,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16) and q.requires_grad:
         # The fused kernel's half-precision backward is slower on CPUs than the plain products.
         logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        return (logits if bias is None else logits + bias).softmax(-1).to(v.dtype) @ v
+        weights = (logits if bias is None else logits + bias).softmax(-1)
+        return torch.matmul(weights.to(v.dtype), v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
@@ -139,7 +144,9 @@ def self_attention(
     return project_out(attention, merged) if seams.out is None else seams.out(layer, attention, merged)
 
 
-def residual(block: Any, x: Tensor, attention: Callable[[Tensor], Tensor], kept: Tensor | None = None) -> Tensor:
+def residual(
+    block: Any, x: Tensor, attention: Callable[[Tensor], Tensor], kept: Tensor | None = None
+) -> Tensor:
     """Pass tokens x (..., L, W) through one pre-LN block whose attention is given as a function.
 
     Args:
@@ -169,9 +176,11 @@ def run(
         blocks: open_clip residual blocks.
         x: tokens (B, L, W).
         mask: additive attention mask (L, L), or None.
-        deep: vectors (n, W) or (B, n, W) that overwrite `slots` before block 1, 2, ... ; later blocks let them flow.
+        deep: vectors (n, W) or (B, n, W) that overwrite `slots` before block 1, 2, ... ; later blocks let
+            them flow.
         slots: the n token rows that deep vectors overwrite.
-        keep: rows to compute in the last block, for towers that pool one token; the result has only these rows.
+        keep: rows to compute in the last block, for towers that pool one token; the result has only these
+            rows.
         seams: the adapter's changes inside attention.
 
     Raises:
@@ -179,7 +188,8 @@ def run(
     """
     if len(deep) > len(blocks) - 1:
         raise BackboneError(
-            f"Prompts were given for {len(deep) + 1} layers, but the tower has {len(blocks)}: lower the prompt depth."
+            f"Prompts were given for {len(deep) + 1} layers, but the tower has {len(blocks)}: lower the "
+            "prompt depth."
         )
     for layer, block in enumerate(blocks):
         if 0 < layer <= len(deep) and slots is not None:
@@ -202,7 +212,8 @@ def overwrite(x: Tensor, vectors: Tensor, slots: slice) -> Tensor:
     new = vectors.to(x.dtype).expand(x.shape[0], -1, -1)
     if new.shape[1] != stop - start:
         raise BackboneError(
-            f"A deeper prompt has {new.shape[1]} tokens where the first has {stop - start}: all need the same number."
+            f"A deeper prompt has {new.shape[1]} tokens where the first has {stop - start}: all need the "
+            "same number."
         )
     return torch.cat([x[:, :start], new, x[:, stop:]], dim=1)
 
@@ -214,11 +225,19 @@ def image_problem(spec: BackboneSpec) -> str | None:
     """
     kinds = {"resnet": "a ResNet", "timm": "a timm model"}
     if spec.image_tower != "vit":
-        return f"The image tower of {spec.name} is {kinds[spec.image_tower]}; this needs one of open_clip's own ViT towers."
+        return (
+            f"The image tower of {spec.name} is {kinds[spec.image_tower]}; this needs one of open_clip's own "
+            "ViT towers."
+        )
     if spec.image_pool not in ("tok", "avg"):
-        return f"The image tower of {spec.name} pools by attention; this needs a tower that reads its class token or the mean."
+        return (
+            f"The image tower of {spec.name} pools by attention; this needs a tower that reads its class "
+            "token or the mean."
+        )
     if not spec.plain_attention:
-        return f"The image tower of {spec.name} uses a variant of attention that Limpet does not compute itself."
+        return (
+            f"The image tower of {spec.name} uses a variant of attention that Limpet does not compute itself."
+        )
     return None
 
 
@@ -230,8 +249,8 @@ def image_features(
     Args:
         backbone: whose image tower is used; gradients flow to prompts and to what the seams bring in.
         images: network input (B, 3, H, W).
-        prompts: the first (n, W) or (B, n, W) goes behind the patch tokens, before `ln_pre` and without a position;
-            the following ones overwrite the last n tokens as they are, before block 1, 2, ...
+        prompts: the first (n, W) or (B, n, W) goes behind the patch tokens, before `ln_pre` and without a
+            position; the following ones overwrite the last n tokens as they are, before block 1, 2, ...
         seams: the adapter's changes inside attention.
 
     Returns:
@@ -244,7 +263,9 @@ def image_features(
     visual = backbone.model.visual
     if problem is None:
         wrapped = next((p for p in map(attention_problem, visual.transformer.resblocks) if p), None)
-        problem = f"The image tower of {backbone.spec.name} cannot be changed: {wrapped}." if wrapped else None
+        problem = (
+            f"The image tower of {backbone.spec.name} cannot be changed: {wrapped}." if wrapped else None
+        )
     if problem is not None:
         raise BackboneError(problem)
     x = visual._embeds(images.to(backbone.device, backbone.dtype))
@@ -257,19 +278,19 @@ def image_features(
     # Only the pooled tokens' outputs are read, so the last block computes nothing else.
     keep = slice(0, 1) if visual.pool_type == "tok" else slice(0, places)
     x = run(visual.transformer.resblocks, x, deep=prompts[1:], slots=slots, keep=keep, seams=seams)
-    pooled, _ = visual._pool(x)
-    return pooled if visual.proj is None else pooled @ visual.proj
+    pooled: Tensor = visual._pool(x)[0]
+    return pooled if visual.proj is None else torch.matmul(pooled, visual.proj)
 
 
 def image_tokens(backbone: FrozenClip, images: Tensor) -> Tensor:
     """Patch tokens (B, P, W) of network input (B, 3, H, W) behind the last block of any image tower."""
     visual = backbone.model.visual
     kind = backbone.spec.image_tower
+    x: Tensor
     if kind == "vit":
         x = visual.transformer(visual._embeds(images))
         x = x if visual.attn_pool is not None else visual.ln_post(x)
-        tokens: Tensor = x[:, 1:]
-        return tokens
+        return x[:, 1:]
     if kind == "resnet":
         x = visual.stem(images)
         for stage in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):

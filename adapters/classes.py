@@ -20,8 +20,8 @@ def _spaced(text: str) -> str:
 class ClassSet:
     """Ordered class names with the texts and templates that describe them.
 
-    The order is the label order: label `i` means `names[i]`. Names are kept exactly as given (also `no`, `007`
-    or `12:30`); only the text handed to a text tower has its underscores turned into spaces.
+    The order is the label order: label `i` means `names[i]`. Names are kept exactly as given (also `no`,
+    `007` or `12:30`); only the text handed to a text tower has its underscores turned into spaces.
 
     Attributes:
         names: unique class names, in label order.
@@ -31,8 +31,8 @@ class ClassSet:
         new_names: the others.
 
     Raises:
-        RecipeError: names that are not text, are empty or occur twice; templates without `{}`; texts or base/new
-            lists that mention unknown classes.
+        RecipeError: names that are not text, are empty or occur twice; templates without `{}`; texts or
+            base/new lists that mention unknown classes.
     """
 
     names: tuple[str, ...]
@@ -46,28 +46,37 @@ class ClassSet:
         for name in names:
             if not isinstance(name, str):
                 raise RecipeError(
-                    f"The class name {name!r} was read as {type(name).__name__}, not as text: write it in quotes."
+                    f"The class name {name!r} was read as {type(name).__name__}, not as text: write it in "
+                    "quotes."
                 )
             if not name.strip():
                 raise RecipeError("A class name is empty: give every class a name.")
-        repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+        repeated = (
+            sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+        )
         if repeated:
             raise RecipeError(
-                f"Class names occur more than once: {', '.join(map(repr, repeated))}. Every class needs its own name; "
-                "several words for one class belong in `classes.texts`."
+                f"Class names occur more than once: {', '.join(map(repr, repeated))}. Every class needs its "
+                "own name; several words for one class belong in `classes.texts`."
             )
         if not self.templates:
-            raise RecipeError("No templates were given: `classes.templates` needs at least one, such as 'a photo of a {}.'.")
+            raise RecipeError(
+                "No templates were given: `classes.templates` needs at least one, such as 'a photo of a {}.'."
+            )
         for template in self.templates:
             if template.count("{}") != 1:
-                raise RecipeError(f"The template {template!r} needs exactly one {{}}, the place of the class name.")
+                raise RecipeError(
+                    f"The template {template!r} needs exactly one {{}}, the place of the class name."
+                )
         self._check_known(self.texts, "classes.texts")
         self._check_known(self.base_names, "classes.base")
         self._check_known(self.new_names, "classes.new")
         base, new = tuple(self.base_names), tuple(self.new_names)
         both = set(base) & set(new)
         if both:
-            raise RecipeError(f"Classes are listed as base and as new: {', '.join(map(repr, sorted(both)))}. Choose one.")
+            raise RecipeError(
+                f"Classes are listed as base and as new: {', '.join(map(repr, sorted(both)))}. Choose one."
+            )
         if not base and not new:
             half = (len(names) + 1) // 2
             base, new = names[:half], names[half:]
@@ -77,7 +86,11 @@ class ClassSet:
             base = tuple(n for n in names if n not in set(new))
         texts = {name: self._words(name) for name in names}
         for key, value in {
-            "names": names, "texts": texts, "templates": tuple(self.templates), "base_names": base, "new_names": new,
+            "names": names,
+            "texts": texts,
+            "templates": tuple(self.templates),
+            "base_names": base,
+            "new_names": new,
         }.items():
             object.__setattr__(self, key, value)
 
@@ -85,14 +98,18 @@ class ClassSet:
         known = set(self.names)
         for name in mentioned:
             if name not in known:
-                raise RecipeError(f"`{where}` mentions {name!r}, which is not among the {len(known)} classes."
-                                  f"{nearest(str(name), self.names)}")
+                raise RecipeError(
+                    f"`{where}` mentions {name!r}, which is not among the {len(known)} "
+                    f"classes.{nearest(str(name), self.names)}"
+                )
 
     def _words(self, name: str) -> tuple[str, ...]:
         words = self.texts.get(name, (name,))
         words = (words,) if isinstance(words, str) else tuple(words)
         if not words or not all(isinstance(w, str) and w.strip() for w in words):
-            raise RecipeError(f"`classes.texts` of {name!r} needs at least one non-empty text; it is {list(words)!r}.")
+            raise RecipeError(
+                f"`classes.texts` of {name!r} needs at least one non-empty text; it is {list(words)!r}."
+            )
         return words
 
     def __len__(self) -> int:
@@ -111,7 +128,9 @@ class ClassSet:
             RecipeError: there is no such class.
         """
         if name not in self.texts:
-            raise RecipeError(f"There is no class {name!r} among the {len(self)} classes.{nearest(name, self.names)}")
+            raise RecipeError(
+                f"There is no class {name!r} among the {len(self)} classes.{nearest(name, self.names)}"
+            )
         return self.names.index(name)
 
     def text(self, name: str) -> str:

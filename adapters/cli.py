@@ -20,7 +20,7 @@ from .screens import say, show_doctor, show_methods, show_recipes
 app = typer.Typer(
     name="limpet",
     help="Adapt a frozen CLIP to your own images by training something small beside it.",
-    epilog="First: limpet fit quickstart. Settings are words like data.shots=4; a comma makes a grid: seed=1,2,3",
+    epilog="First: limpet fit quickstart. Settings are words: data.shots=4; a comma makes a grid: seed=1,2,3",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -32,9 +32,12 @@ cache_app = typer.Typer(help="Show or clear the cache of frozen features.", invo
 app.add_typer(recipes_app, name="recipes", rich_help_panel="Look up")
 app.add_typer(cache_app, name="cache", rich_help_panel="Look up")
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or a name from `limpet recipes`.")]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML file, or a name from `limpet recipes`.")
+]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings laid over the recipe.", show_default=False)
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings laid over the recipe.", show_default=False),
 ]
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="A path, recipe/nnn, or recipe for its newest finished run.")
@@ -100,9 +103,13 @@ def evaluate(run: RunName, overrides: Overrides = None, runs: RunsDir = RUNS) ->
 @app.command(rich_help_panel="Use")
 def predict(
     run: RunName,
-    path: Annotated[str, typer.Argument(metavar="PATH", help="An image, a folder, or a pattern like 'new/*.jpg'.")],
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="An image, a folder, or a pattern like 'new/*.jpg'.")
+    ],
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="CSV to write.")] = None,
-    top: Annotated[int | None, typer.Option("--top", min=1, metavar="K", help="Write the K likeliest classes.")] = None,
+    top: Annotated[
+        int | None, typer.Option("--top", min=1, metavar="K", help="Write the K likeliest classes.")
+    ] = None,
     runs: RunsDir = RUNS,
 ) -> None:
     """Classify images with a run's adapter; write a CSV."""
@@ -113,7 +120,9 @@ def predict(
 @app.command(rich_help_panel="Use")
 def compare(
     run: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, or the folder of a grid.")],
-    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder for tables and plots.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder for tables and plots.")
+    ] = None,
     runs: RunsDir = RUNS,
 ) -> None:
     """Put the results of several runs side by side."""
@@ -205,6 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result = app(words, prog_name="limpet", standalone_mode=False)
         code = result if isinstance(result, int) else 0
+        sys.stdout.flush()  # a closed pipe is noticed here, not when the interpreter ends
     except KeyboardInterrupt:
         interrupted.set()
         code = 130
@@ -269,7 +279,7 @@ def _sentence(err: Exception, words: Sequence[str]) -> str | None:
         where = f"{err.filename}: " if err.filename else ""
         return f"{where}{err.strerror} (--debug shows where)."
     if type(err).__name__ == "OutOfMemoryError":
-        return "The GPU is out of memory. Lower data.batch_size, set backbone.text_memory, or trainer.accelerator=cpu."
+        return "The GPU is out of memory: lower data.batch_size or backbone.text_memory, or set trainer=cpu."
     return None
 
 
@@ -292,6 +302,10 @@ def _usage(err: Any, words: Sequence[str]) -> str:
         return f"There is no command '{place} {word}'.{hint} Commands of {place}: {', '.join(known)}."
     if type(err).__name__ == "MissingParameter" and getattr(err, "param", None) is not None:
         message = f"{str(err.param.name).upper()} is missing"
+    elif type(err).__name__ == "BadParameter" and getattr(err, "param", None) is not None:
+        message = (
+            f"{err.param.opts[0] if err.param.opts[0][:1] == '-' else err.param.name.upper()}: {message}"
+        )
     option = getattr(err, "option_name", "")
     dashed = next((w for w in words if "=" in w and option and w.startswith(f"{option}=")), None)
     if dashed is not None:

@@ -96,7 +96,9 @@ def find_recipe(name: str, near: Path | None = None) -> tuple[Path, str]:
         raise RecipeError(f"{name} is a folder; a recipe is a YAML file. For images in it: data.root={name}")
     if name.endswith((".yaml", ".yml")):
         known = [f"{n}.yaml" for n in packaged_names()]
-        raise RecipeError(f"There is no recipe file {name} (looked in {start.resolve()}).{nearest(name, known)}")
+        raise RecipeError(
+            f"There is no recipe file {name} (looked in {start.resolve()}).{nearest(name, known)}"
+        )
     hint = nearest(name, packaged_names())
     raise RecipeError(f"There is no recipe '{name}'.{hint} `limpet recipes` lists the packaged ones.")
 
@@ -111,7 +113,9 @@ def _shown(path: Path, packaged: Path) -> str:
     return str(path)
 
 
-def _layers(path: Path, shown: str, families: frozenset[str], open_: tuple[Path, ...] = ()) -> Iterator[Layer]:
+def _layers(
+    path: Path, shown: str, families: frozenset[str], open_: tuple[Path, ...] = ()
+) -> Iterator[Layer]:
     """Yield what a file extends, then the file; one that extends nothing lies on the base."""
     tree = read_file(path, shown)
     parents = tree.items.pop("extends", Items((), shown))
@@ -125,7 +129,9 @@ def _layers(path: Path, shown: str, families: frozenset[str], open_: tuple[Path,
         yield Layer("base.yaml", _expand_shorthands(read_file(base, "base.yaml")), path=base.resolve())
     for parent in parents.items:
         if not isinstance(parent, Scalar):
-            raise RecipeError(f"{parent.origin}: 'extends' is a list of recipe names; found {describe(parent)}.")
+            raise RecipeError(
+                f"{parent.origin}: 'extends' is a list of recipe names; found {describe(parent)}."
+            )
         try:
             found, found_shown = find_recipe(parent.text, path.parent)
         except RecipeError as err:
@@ -244,7 +250,9 @@ def parse_override(word: str) -> tuple[str, str]:
     if not all(part.strip() for part in key.split(".")):
         raise RecipeError(f"'{word}': '{key}' is not a key, like data.shots.")
     if key.split(".")[0] == "extends":
-        raise RecipeError("'extends' belongs into a recipe file; on the command line write method=, data= or trainer=.")
+        raise RecipeError(
+            "'extends' belongs into a recipe file; on the command line write method=, data= or trainer=."
+        )
     return key, value.strip()
 
 
@@ -257,7 +265,9 @@ def grid(overrides: Sequence[str]) -> list[list[tuple[str, str]]]:
             raise RecipeError(f"{key} is given twice on the command line; keep one.")
         values = [v.strip() for v in split(value, ",")]
         if len(values) > 1 and not all(values):
-            raise RecipeError(f"'{word}': a comma makes a grid, and one of its values is empty. A list is [a,b].")
+            raise RecipeError(
+                f"'{word}': a comma makes a grid, and one of its values is empty. A list is [a,b]."
+            )
         if len(set(values)) < len(values):
             raise RecipeError(f"'{word}': a comma makes a grid, and one of its values is there twice.")
         columns.append([(key, v) for v in values])
@@ -276,9 +286,9 @@ def compose(name: str, overrides: Sequence[str] = ()) -> list[Composed]:
     path, shown = find_recipe(name)
     cells = grid(overrides)
     varied = {key for key in (k for k, _ in cells[0]) if len({dict(cell)[key] for cell in cells}) > 1}
+    layers = list(_layers(path, shown, frozenset()))
     result = []
     for cell in cells:
-        layers = list(_layers(path, shown, frozenset()))
         tree, notes = _apply(layers, cell, path.parent)
         values = {k: _grid_value(v) for k, v in cell if k in varied}
         result.append(Composed(path.stem, tree, tuple(notes), tuple(f"{k}={v}" for k, v in cell), values))
@@ -294,6 +304,9 @@ def _apply(layers: list[Layer], cell: Sequence[tuple[str, str]], near: Path) -> 
     over = Section({}, COMMAND_LINE)
     for key, value in cell:
         node = parse_value(value)
+        if isinstance(node, Scalar) and node.is_null and key in (*SWAPPED, *SHORTHANDS):
+            hint = " Write data.augment=none for no augmentation." if key == "data.augment" else ""
+            raise RecipeError(f"{COMMAND_LINE}: {key}={value} names nothing.{hint}")
         if isinstance(node, Scalar) and key in SWAPPED:
             layers, more = _swap(layers, key, node.text, near)
         elif isinstance(node, Scalar) and key == "backbone":
@@ -317,7 +330,8 @@ def _apply(layers: list[Layer], cell: Sequence[tuple[str, str]], near: Path) -> 
 def _merge_sections(tree: Section, over: Section) -> Section:
     """Merge, where a section left empty (`optim:` with its keys commented out) changes nothing."""
     items = {
-        k: v for k, v in over.items.items()
+        k: v
+        for k, v in over.items.items()
         if not (isinstance(v, Scalar) and v.is_null and isinstance(tree.items.get(k), Section))
     }
     return merge(tree, Section(items, over.origin, over.keys))

@@ -10,9 +10,10 @@ from importlib import metadata
 from pathlib import Path
 
 PACKAGES = (
-    "limpet", "torch", "torchvision", "lightning", "open_clip_torch", "peft", "torchmetrics", "omegaconf", "numpy",
-    "scipy", "scikit-learn", "pandas", "pyarrow", "pillow", "safetensors", "typer", "rich", "matplotlib", "jinja2",
-)  # fmt: skip
+    *("limpet", "torch", "torchvision", "lightning", "open_clip_torch", "peft", "torchmetrics"),
+    *("omegaconf", "pyyaml", "typer", "rich", "numpy", "scipy", "scikit-learn", "pandas", "pyarrow"),
+    *("pillow", "safetensors", "matplotlib", "jinja2", "platformdirs"),
+)
 OPTIONAL = ("transformers", "onnx", "onnxscript", "onnxruntime")
 MALICIOUS = {"lightning": ("2.6.2", "2.6.3"), "pytorch-lightning": ("2.6.2", "2.6.3")}
 
@@ -28,14 +29,9 @@ def problems() -> list[str]:
     for name, bad in MALICIOUS.items():
         if _version(name) in bad:
             found.append(
-                f"{name} {_version(name)} is a compromised release: uninstall it, change the passwords and tokens "
-                "of this machine, then: pip install -U lightning"
+                f"{name} {_version(name)} is a compromised release: uninstall it, change this machine's "
+                "passwords and tokens, then: pip install -U lightning"
             )
-    if sys.version_info < (3, 11):
-        found.append(f"Python {platform.python_version()} is too old: 3.11 or newer is needed.")
-    clash = _version("adapters")
-    if clash:
-        found.append(f"The package 'adapters' {clash} is installed too; it does not clash (Limpet imports as limpet).")
     return found
 
 
@@ -88,5 +84,8 @@ def _gpu(torch: object) -> str:
 
 
 def _cache() -> str:
-    features = importlib.import_module(".features", __package__)
+    try:
+        features = importlib.import_module(".features", __package__)
+    except ImportError as err:
+        return f"unknown ({err})"
     return f"{features.cache_dir()} ({size(features.cache_size())})"

@@ -10,7 +10,9 @@ import yaml
 
 from .nodes import Items, Node, Scalar, Section
 
-_SAFE = re.compile(r"([A-Za-z_./]|\d+-[a-z])[\w./-]*( [\w./-]+)*", re.ASCII)  # words that no reader takes for anything else
+_SAFE = re.compile(
+    r"([A-Za-z_./]|\d+-[a-z])[\w./-]*( [\w./-]+)*", re.ASCII
+)  # words that no reader takes for anything else
 _WIDTH = 100
 
 
@@ -44,7 +46,7 @@ def flow(value: Any) -> str:
 
 
 def written(node: Node) -> Any:
-    """A node as data whose scalars read back as the same text: only true numbers, booleans and null stay bare."""
+    """A node as data whose scalars read back as the same text: numbers, booleans and null stay bare."""
     if isinstance(node, Items):
         return [written(item) for item in node.items]
     if isinstance(node, Section):
@@ -53,7 +55,7 @@ def written(node: Node) -> Any:
 
 
 class _Verbatim(float):
-    """A number, boolean or null whose own spelling is kept (`007`, `no`), for fields whose type is not known yet."""
+    """A number, boolean or null in its own spelling (`007`, `no`): its field's type is not known yet."""
 
     text: str
 

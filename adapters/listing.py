@@ -1,4 +1,4 @@
-"""What can be said about recipes and methods by reading their files: names and first lines, nothing imported."""
+"""Names and first lines of recipes and methods, read from their files; nothing is imported."""
 
 from __future__ import annotations
 

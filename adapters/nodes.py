@@ -23,7 +23,9 @@ _CLOSING = {"[": "]", "{": "}"}
 _WORDS: dict[str, bool | None] = {"": None, "~": None, "null": None}
 _WORDS |= dict.fromkeys(("true", "yes", "on"), True) | dict.fromkeys(("false", "no", "off"), False)
 _INTEGER = re.compile(r"[-+]?[0-9]+")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_FLOAT = re.compile(
+    r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+)
 
 
 @dataclass(frozen=True)
@@ -179,9 +181,13 @@ class _Reader:
         for key, value in node.value:
             place = self.place(key)
             if not isinstance(key, yaml.ScalarNode):
-                raise RecipeError(f"{place}: a key must be a word. Put a text with braces between double quotes.")
+                raise RecipeError(
+                    f"{place}: a key must be a word. Put a text with braces between double quotes."
+                )
             if key.value == "<<" and key.style is None:
-                raise RecipeError(f"{place}: YAML's '<<' is not used here; 'extends: [...]' brings in other recipes.")
+                raise RecipeError(
+                    f"{place}: YAML's '<<' is not used here; 'extends: [...]' brings in other recipes."
+                )
             if key.value in section.items:
                 first = section.keys[key.value]
                 raise RecipeError(f"{place}: the key '{key.value}' is already given at {first}; keep one.")
@@ -200,7 +206,7 @@ def parse_value(text: str, origin: str = COMMAND_LINE) -> Node:
             return Items(tuple(parse_value(part, origin) for part in parts), origin)
         section = Section({}, origin)
         for part in parts:
-            key, colon, value = _first(part, ":", origin)
+            key, colon, value = _key_value(part, origin)
             if not colon:
                 raise RecipeError(f"{origin}: '{part.strip()}' in '{text}' is not 'key: value'.")
             name = parse_value(key, origin)
@@ -245,10 +251,12 @@ def split(text: str, separator: str, origin: str = COMMAND_LINE) -> list[str]:
     return [*parts, text[start:]]
 
 
-def _first(text: str, separator: str, origin: str) -> tuple[str, str, str]:
-    parts = split(text, separator, origin)
-    head = parts[0]
-    return (head, separator, text[len(head) + 1 :]) if len(parts) > 1 else (head, "", "")
+def _key_value(text: str, origin: str) -> tuple[str, str, str]:
+    """Split `key: value` at the first colon that ends a key: `12:30: [a]` has the key 12:30."""
+    parts = split(text, ":", origin)
+    ends = (i for i, part in enumerate(parts[1:], 1) if not part or part[0].isspace() or part[0] in "[{'\"")
+    at = next(ends, 1)
+    return ":".join(parts[:at]), ":" if len(parts) > 1 else "", ":".join(parts[at:])
 
 
 def _closes(text: str) -> bool:
@@ -269,7 +277,9 @@ def merge(base: Section, over: Section) -> Section:
         old = result.items.get(key)
         both = isinstance(old, Section) and isinstance(node, Section)
         merged = merge(old, node) if isinstance(old, Section) and isinstance(node, Section) else node
-        result.put(key, merged, result.keys[key] if both and key in result.keys else over.keys.get(key, over.origin))
+        result.put(
+            key, merged, result.keys[key] if both and key in result.keys else over.keys.get(key, over.origin)
+        )
     return result
 
 

@@ -1,16 +1,19 @@
-"""Text features without padding: a shared beginning run once, the rest of every prompt packed into one matrix.
+"""Text features without padding: a shared beginning run once, the rest of every prompt packed into one
+matrix.
 
-A prompt is [beginning | rest_c]. In a causal tower no beginning token sees a rest, and none sees the padding, so the
-beginning (start of text, and a context that all classes share) is run once and the padding never. All tokens travel as
-one matrix (G, P + T, W), G beginnings (1, or one per image) each followed by the rests of all classes; only attention
-knows the layout. Rests are sorted by length, so those of one length lie together and need neither padding nor copies
-of the beginning's keys. In the last block only the tokens that are read out (one per prompt) are computed.
+A prompt is [beginning | rest_c]. In a causal tower no beginning token sees a rest, and none sees the padding,
+so the beginning (start of text, and a context that all classes share) is run once and the padding never. All
+tokens travel as one matrix (G, P + T, W), G beginnings (1, or one per image) each followed by the rests of
+all classes; only attention knows the layout. Rests are sorted by length, so those of one length lie together
+and need neither padding nor copies of the beginning's keys. In the last block only the tokens that are read
+out (one per prompt) are computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -53,7 +56,9 @@ class Layout:
         return self.start + sum(length * count for length, count in self.buckets)
 
 
-def encode(tower: TextTower, layout: Layout, beginning: Tensor, rests: Tensor, deep: Sequence[Tensor] = ()) -> Tensor:
+def encode(
+    tower: TextTower, layout: Layout, beginning: Tensor, rests: Tensor, deep: Sequence[Tensor] = ()
+) -> Tensor:
     """Encode packed prompts.
 
     Args:
@@ -76,12 +81,14 @@ def encode(tower: TextTower, layout: Layout, beginning: Tensor, rests: Tensor, d
     for index, block in enumerate(tower.blocks):
         if 0 < index <= len(deep):
             x = _overwrite(x, deep[index - 1], layout)
-        if index < last:
-            x = residual(block, x, lambda h, a=block.attn: _attention(a, h, layout))  # type: ignore[misc]
-        else:
-            kept = x.index_select(1, ends)
-            x = residual(block, x, lambda h, a=block.attn: _last_attention(a, h, layout), kept)  # type: ignore[misc]
+        step = _attention if index < last else _last_attention
+        kept = None if index < last else x.index_select(1, ends)
+        x = residual(block, x, partial(_on_packed, step, block.attn, layout), kept)
     return tower.project(tower.norm(x))
+
+
+def _on_packed(step: Callable[..., Tensor], attention: Any, layout: Layout, h: Tensor) -> Tensor:
+    return step(attention, h, layout)
 
 
 def _overwrite(x: Tensor, vectors: Tensor, layout: Layout) -> Tensor:
@@ -99,17 +106,21 @@ def _overwrite(x: Tensor, vectors: Tensor, layout: Layout) -> Tensor:
 def _attention(attention: Any, h: Tensor, layout: Layout) -> Tensor:
     """Causal self-attention of packed prompts (G, P + T, W), all rows."""
     start = layout.start
-    (qp, q), (kp, k), (vp, v) = ((t[:, :start].transpose(1, 2), t[:, start:]) for t in project_qkv(attention, h))
+    (qp, q), (kp, k), (vp, v) = (
+        (t[:, :start].transpose(1, 2), t[:, start:]) for t in project_qkv(attention, h)
+    )
     out = [F.scaled_dot_product_attention(qp, kp, vp, is_causal=True).transpose(1, 2)]
     q = q * q.shape[-1] ** -0.5
-    to_start = q.transpose(1, 2) @ kp.transpose(-1, -2)  # one product for all classes: the keys are not copied
+    to_start = q.transpose(1, 2) @ kp.transpose(
+        -1, -2
+    )  # one product for all classes: the keys are not copied
     end = 0
     for length, count in layout.buckets:
         rows, end = slice(end, end + length * count), end + length * count
-        qb, kb, vb = (t[:, rows].unflatten(1, (count, length)).transpose(2, 3) for t in (q, k, v))
+        qb, kb, vb = (_bucket(t[:, rows], count).transpose(2, 3) for t in (q, k, v))
         own = qb @ kb.transpose(-1, -2)
         own = own + torch.full_like(own[0, 0, 0], float("-inf")).triu(1)
-        shared = to_start[:, :, rows].unflatten(2, (count, length)).transpose(1, 2)
+        shared = _bucket(to_start[:, :, rows].transpose(1, 2), count).transpose(2, 3)
         out.append(_mix(shared, own, vp, vb))
     return project_out(attention, torch.cat(out, 1).flatten(2))
 
@@ -127,11 +138,16 @@ def _last_attention(attention: Any, h: Tensor, layout: Layout) -> Tensor:
     for length, count in layout.buckets:
         rows, end = slice(end, end + length * count), end + length * count
         here, done = slice(done, done + count), done + count
-        kb, vb = (t[:, rows].unflatten(1, (count, length)).transpose(2, 3) for t in (k, v))
+        kb, vb = (_bucket(t[:, rows], count).transpose(2, 3) for t in (k, v))
         own = q[:, here].unsqueeze(3) @ kb.transpose(-1, -2)
         shared = to_start[:, :, here].unsqueeze(3).transpose(1, 2)
         out.append(_mix(shared, own, vp, vb))
     return project_out(attention, torch.cat(out, 1).flatten(2))
+
+
+def _bucket(rows: Tensor, count: int) -> Tensor:
+    """Split packed rows (G, count * n, ...) of `count` equally long rests into (G, count, n, ...)."""
+    return rows.reshape(rows.shape[0], count, -1, *rows.shape[2:])
 
 
 def _mix(shared: Tensor, own: Tensor, shared_values: Tensor, own_values: Tensor) -> Tensor:
@@ -147,6 +163,6 @@ def _mix(shared: Tensor, own: Tensor, shared_values: Tensor, own_values: Tensor)
         (G, count * n, H, d).
     """
     weights = torch.cat([shared, own], -1).softmax(-1).to(own_values.dtype)
-    to_start, to_own = weights.split([shared.shape[-1], own.shape[-1]], -1)
+    to_start, to_own = weights.tensor_split([shared.shape[-1]], -1)
     mixed = to_start.transpose(1, 2).flatten(2, 3) @ shared_values
-    return (to_own @ own_values).transpose(2, 3).flatten(1, 2) + mixed.transpose(1, 2)
+    return torch.matmul(to_own, own_values).transpose(2, 3).flatten(1, 2) + mixed.transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Text features of whole padded prompts: the plain way, for towers whose tokens see the padding and each other."""
+"""Text features of whole padded prompts, for towers whose tokens see the padding and each other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .towers import TextTower
 
 
 def encode_padded(
-    backbone: FrozenClip, ids: Tensor, places: Tensor, context: Tensor, deep: Sequence[Tensor], start: int
+    backbone: FrozenClip, ids: Tensor, places: Tensor, context: Tensor, *, deep: Sequence[Tensor], start: int
 ) -> Tensor:
     """Encode padded prompts with a context written in.
 
@@ -48,7 +48,8 @@ def encode_padded(
                 vectors = vectors.repeat_interleave(classes, 0) if len(vectors) > 1 else vectors
             x = overwrite(x, vectors, slice(start, start + vectors.shape[-2]))
         x = block(x, attn_mask=mask)
-    return tower.project(_pool(tower, tower.norm(x), rows)).unflatten(0, (groups, classes))
+    features = tower.project(_pool(tower, tower.norm(x), rows))
+    return features.reshape(groups, classes, -1)
 
 
 def _mask(tower: TextTower, ids: Tensor, x: Tensor) -> Tensor | None:

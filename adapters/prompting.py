@@ -1,8 +1,8 @@
 """Text features of prompts with learnable context, exact and without redundant work.
 
-`PromptEncoder` turns class texts and a context (token embeddings that an adapter owns) into text features. Where the
-tower is causal only the tokens that matter are computed (see `packed_text`); a tower that reads in both directions
-takes whole padded prompts.
+`PromptEncoder` turns class texts and a context (token embeddings that an adapter owns) into text features.
+Where the tower is causal only the tokens that matter are computed (see `packed_text`); a tower that reads in
+both directions takes whole padded prompts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ POSITIONS = ("end", "middle", "front")
 
 
 def support(spec: BackboneSpec) -> str | None:
-    """Say in a sentence why prompts cannot be learned on a backbone's text tower, or None; needs no weights."""
+    """Say in a sentence why a text tower takes no learned prompts, or None; needs no weights."""
     if spec.multimodal:
         return (
             f"{spec.name} is a CoCa model, whose text feature is read from a token behind the padding; "
@@ -33,8 +33,8 @@ def support(spec: BackboneSpec) -> str | None:
         )
     if spec.text_tower != "transformer":
         return (
-            f"The text tower of {spec.name} is a Hugging Face model; prompt learning needs one of open_clip's own text "
-            "transformers."
+            f"The text tower of {spec.name} is a Hugging Face model; prompt learning needs one of "
+            "open_clip's own text transformers."
         )
     return None
 
@@ -45,8 +45,8 @@ def init_words(backbone: FrozenClip, phrase: str, count: int | None = None) -> T
     Args:
         backbone: whose token table is read.
         phrase: words such as "a photo of a".
-        count: how many tokens; default: the number of words. A word of several tokens therefore leaves tokens over,
-            which stay in the prompt as fixed ones when the phrase is also given to `PromptEncoder`.
+        count: how many tokens; default: the number of words. A word of several tokens therefore leaves tokens
+            over, which stay in the prompt as fixed ones when the phrase is also given to `PromptEncoder`.
 
     Returns:
         Embeddings (count, W), without positions; a copy without gradient.
@@ -91,20 +91,21 @@ class PromptEncoder:
         backbone: whose text tower is used.
         texts: one text for each class; underscores count as spaces, and a full stop is glued on.
         context_length: number of learnable tokens, M.
-        position: where the class text stands, behind the context ("end"), between its halves ("middle"; the shorter
-            half first) or before it ("front").
+        position: where the class text stands, behind the context ("end"), between its halves ("middle"; the
+            shorter half first) or before it ("front").
         fixed_text: words that stay between context and class text.
-        memory: budget of token rows for one pass. More are cut into chunks whose activations are recomputed in the
-            backward pass: the same result in a fixed amount of memory. None: everything at once.
-        phrase: the words the context was started from, where it replaces only their first M tokens: the others stay
-            in the prompt. In place of `fixed_text`.
+        memory: budget of token rows for one pass. More are cut into chunks whose activations are recomputed
+            in the backward pass: the same result in a fixed amount of memory. None: everything at once.
+        phrase: the words the context was started from, where it replaces only their first M tokens: the
+            others stay in the prompt. In place of `fixed_text`.
 
     Attributes:
         tokens: token rows computed by one call with a shared context (of one image, for per-image contexts).
         packed: whether the exact short way is taken; False for towers that read in both directions.
 
     Raises:
-        BackboneError: a text tower without prompts (CoCa, Hugging Face), or prompts longer than the tower reads.
+        BackboneError: a text tower without prompts (CoCa, Hugging Face), or prompts longer than the tower
+            reads.
     """
 
     def __init__(
@@ -113,17 +114,22 @@ class PromptEncoder:
         texts: Sequence[str],
         context_length: int,
         position: str = "end",
+        *,
         fixed_text: str = "",
         memory: int | None = None,
         phrase: str = "",
-    ):
+    ) -> None:
         problem = support(backbone.spec)
         if problem:
             raise BackboneError(problem)
         if position not in POSITIONS:
-            raise LimpetError(f"The class text stands at {position!r}; it can stand at {', '.join(POSITIONS)}.")
+            raise LimpetError(
+                f"The class text stands at {position!r}; it can stand at {', '.join(POSITIONS)}."
+            )
         if (fixed_text or phrase) and position != "end":
-            raise LimpetError("Fixed words between context and class text are possible at position 'end' only.")
+            raise LimpetError(
+                "Fixed words between context and class text are possible at position 'end' only."
+            )
         if not texts:
             raise LimpetError("There are no class texts to encode.")
         tower = backbone.text
@@ -158,7 +164,8 @@ class PromptEncoder:
 
         Args:
             context: (M, W), shared; (C, M, W) with `class_specific`; or (G, M, W), one for each image.
-            deep: vectors (n, W) or (G, n, W), n <= M, that overwrite the first n context places before block 1, 2, ...
+            deep: vectors (n, W) or (G, n, W), n <= M, that overwrite the first n context places before block
+                1, 2, ...
             class_specific: whether the first dimension of a 3-d context runs over classes.
 
         Returns:
@@ -183,14 +190,14 @@ class PromptEncoder:
         layers = self.backbone.spec.text_layers
         if len(deep) > layers - 1:
             raise BackboneError(
-                f"Text prompts were given for {len(deep) + 1} layers, but the text tower of {self.backbone.spec.name} has "
-                f"{layers}: lower the prompt depth."
+                f"Text prompts were given for {len(deep) + 1} layers, but the text tower of "
+                f"{self.backbone.spec.name} has {layers}: lower the prompt depth."
             )
         for vectors in deep:
             if vectors.shape[-2] > self.context_length or vectors.shape[-1] != width:
                 raise LimpetError(
-                    f"A deep prompt has shape {tuple(vectors.shape)}; it can hold at most {self.context_length} tokens of "
-                    f"width {width}, as the context does."
+                    f"A deep prompt has shape {tuple(vectors.shape)}; it can hold at most "
+                    f"{self.context_length} tokens of width {width}, as the context does."
                 )
 
     def _tokenized(self, fixed_text: str, phrase: str) -> tuple[list[list[int]], list[int]]:
@@ -198,11 +205,12 @@ class PromptEncoder:
 
         A name that ends in punctuation takes the full stop into its last token, for example.
         """
-        backbone, start, length = self.backbone, self._start, self.context_length
+        backbone, length = self.backbone, self.context_length
         opening = phrase or " ".join([*["X"] * length, *([fixed_text] if fixed_text else [])])
         if len(backbone.token_ids(opening)) < length:
             raise BackboneError(
-                f"The phrase {phrase!r} has fewer tokens than the context ({length}): lower the context length."
+                f"The phrase {phrase!r} has fewer tokens than the context ({length}): lower the context "
+                "length."
             )
         tower, limit = backbone.text, backbone.spec.context_length
         assert tower is not None
@@ -214,15 +222,15 @@ class PromptEncoder:
                 row = row[: tower.end(row) + 1]
             if len(row) > limit:
                 raise BackboneError(
-                    f"The prompt of {words!r} has {len(row)} tokens ({length} of context), but the text tower of "
-                    f"{backbone.spec.name} reads {limit}: shorten the text or the context."
+                    f"The prompt of {words!r} has {len(row)} tokens ({length} of context), but the text "
+                    f"tower of {backbone.spec.name} reads {limit}: shorten the text or the context."
                 )
             sequences.append(row)
             names.append(0 if self.position == "end" else len(backbone.token_ids(words)))
         return sequences, names
 
     def _arranged(self, index: int, class_specific: bool) -> tuple[int, list[int]]:
-        """Return one prompt as (context tokens in the shared beginning, rest); -1 - slot marks context in a rest."""
+        """Return (context tokens in the shared beginning, rest); -1 - slot marks context in a rest."""
         row, length = self._sequences[index], self.context_length
         tail, name = row[self._start + length :], self._name_lengths[index]
         slots = [-1 - slot for slot in range(length)]
@@ -244,7 +252,9 @@ class PromptEncoder:
             length = len(rests[index]) if index >= 0 else 0
             full = self.memory is not None and used + length > self.memory
             if place > start and (index < 0 or full):
-                chunks.append(self._chunk([rests[i] for i in order[start:place]], order[start:place], beginning))
+                chunks.append(
+                    self._chunk([rests[i] for i in order[start:place]], order[start:place], beginning)
+                )
                 start, used = place, beginning
             used += length
         back = torch.empty(len(order), dtype=torch.long)
@@ -286,11 +296,19 @@ class PromptEncoder:
                 rests = rests.index_copy(-2, chunk.rows, held)
             return encode(tower, chunk.layout, beginning, rests, deep)
 
-        budget = None if self.memory is None else max(1, self.memory // max(c.layout.tokens for c in plan.chunks))
+        budget = (
+            None if self.memory is None else max(1, self.memory // max(c.layout.tokens for c in plan.chunks))
+        )
         if class_specific:
             budget = None
         parts = [
-            torch.cat([self._recomputed(one, chunk, part, more, len(plan.chunks) * batches) for chunk in plan.chunks], 1)
+            torch.cat(
+                [
+                    self._recomputed(one, chunk, part, more, len(plan.chunks) * batches)
+                    for chunk in plan.chunks
+                ],
+                1,
+            )
             for part, more, batches in _split(groups, deep, budget)
         ]
         return torch.cat(parts)[:, plan.back.to(groups.device)]
@@ -303,12 +321,16 @@ class PromptEncoder:
 
         def one(chosen: range, groups: Tensor, *deep: Tensor) -> Tensor:
             ids, slots = self._whole(chosen)
-            context = groups[0][list(chosen)] if class_specific else groups[:, None].expand(-1, len(chosen), -1, -1)
-            return encode_padded(self.backbone, ids, slots, context, deep, self._start)
+            context = (
+                groups[0][list(chosen)] if class_specific else groups[:, None].expand(-1, len(chosen), -1, -1)
+            )
+            return encode_padded(self.backbone, ids, slots, context, deep=deep, start=self._start)
 
         budget = 1 if single and not class_specific else None
         parts = [
-            torch.cat([self._recomputed(one, part_of, part, more, len(classes) * batches) for part_of in classes], 1)
+            torch.cat(
+                [self._recomputed(one, part_of, part, more, len(classes) * batches) for part_of in classes], 1
+            )
             for part, more, batches in _split(groups, deep, budget)
         ]
         return torch.cat(parts)
@@ -321,7 +343,9 @@ class PromptEncoder:
             _, rest = self._arranged(index, True)
             row = [*self._sequences[index][: self._start], *rest]
             places.append([i for i, token in enumerate(row) if token < 0])
-            rows.append([max(token, 0) for token in row] + blank[-1:] * (self.backbone.spec.context_length - len(row)))
+            rows.append(
+                [max(token, 0) for token in row] + blank[-1:] * (self.backbone.spec.context_length - len(row))
+            )
         device = self.backbone.device
         return torch.tensor(rows, device=device), torch.tensor(places, device=device, dtype=torch.long)
 
@@ -329,7 +353,7 @@ class PromptEncoder:
     def _recomputed(
         step: Callable[..., Tensor], what: object, groups: Tensor, deep: tuple[Tensor, ...], passes: int
     ) -> Tensor:
-        """Run one pass; where there are several, keep only its input and compute it again in the backward pass."""
+        """Run one pass; where there are several, keep its input only and recompute it going backward."""
         if passes == 1 or not torch.is_grad_enabled():
             return step(what, groups, *deep)
         result: Tensor = checkpoint(step, what, groups, *deep, use_reentrant=False, preserve_rng_state=False)
@@ -345,6 +369,10 @@ def _split(
         return [(groups, deep, 1)]
     starts = range(0, count, size)
     return [
-        (groups[i : i + size], tuple(d[i : i + size] if d.ndim == 3 and len(d) == count else d for d in deep), len(starts))
+        (
+            groups[i : i + size],
+            tuple(d[i : i + size] if d.ndim == 3 and len(d) == count else d for d in deep),
+            len(starts),
+        )
         for i in starts
     ]

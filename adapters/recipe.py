@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from .compose import Composed, compose, find_recipe, packaged_folder, packaged_names
 from .emit import escape, lines, written
 from .errors import RecipeError, RunError, nearest
-from .nodes import Items, Scalar, Section, plain_data
+from .nodes import Items, Node, Scalar, Section, describe, plain_data
 from .sections import (
     PROTOCOLS,
     BackboneConfig,
@@ -47,7 +47,19 @@ __all__ = [
 
 T = TypeVar("T")
 _DATA_WORDS = {"sampling": ("limpet", "dassl"), "augment.preset": ("natural", "aerial", "microscopy", "none")}
-_ORDER = ("seed", "protocol", "backbone", "classes", "data", "method", "optim", "trainer", "evaluate", "run", "stream")
+_ORDER = (
+    "seed",
+    "protocol",
+    "backbone",
+    "classes",
+    "data",
+    "method",
+    "optim",
+    "trainer",
+    "evaluate",
+    "run",
+    "stream",
+)
 
 
 @dataclasses.dataclass
@@ -99,8 +111,9 @@ class Recipe:
         """The resolved recipe as plain nested dictionaries, lists and scalars."""
         result = {}
         for key in _ORDER:
-            value = getattr(self, key)
-            result[key] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else copy.deepcopy(value)
+            value: Any = getattr(self, key)
+            plain = isinstance(value, int | str | dict)
+            result[key] = copy.deepcopy(value) if plain else dataclasses.asdict(value)
         return result
 
     def to_yaml(self, origins: bool = False) -> str:
@@ -168,12 +181,14 @@ def _check(composed: Composed) -> Recipe:
     if not isinstance(method, Section):
         raise RecipeError(f"{method.origin}: 'method' is a section of keys.")
     _check_method_name(method, tree)
-    scalars = {k: v for k, v in method.items.items() if isinstance(v, Scalar)}
+    scalars: dict[str, Node] = {k: v for k, v in method.items.items() if isinstance(v, Scalar)}
     items = {**tree.items, "method": Section(scalars, method.origin, method.keys)}
     root = dataclasses.make_dataclass("Root", _root_fields(schema))
     filled: Any = build(root, Section(items, tree.origin, tree.keys))
     values = {key: getattr(filled, key) for key in _ORDER}
-    values["method"] = {k: filled.method[k] if k in scalars else plain_data(v) for k, v in method.items.items()}
+    values["method"] = {
+        k: filled.method[k] if k in scalars else plain_data(v) for k, v in method.items.items()
+    }
     origins = dict(_origins(tree))
     if filled.stream:
         place = next((o for k, o in origins.items() if k.startswith("stream")), tree.origin)
@@ -217,14 +232,17 @@ def _data_schema(tree: Section) -> type:
     """The dataclass of the data section, by `data.name`."""
     schemas: dict[str, type] = importlib.import_module(".datamodules.configs", __package__).SCHEMAS
     data = tree.items.get("data")
-    name = data.items.get("name") if isinstance(data, Section) else None
+    if data is not None and not isinstance(data, Section):
+        raise RecipeError(f"{data.origin}: 'data' is a section of keys; found {describe(data)}.")
+    name = data.items.get("name") if data is not None else None
     if not isinstance(name, Scalar) or not name.text:
-        raise RecipeError(
-            f"{tree.origin}: data.name is missing: add one of data/{', data/'.join(sorted(schemas))} to 'extends'."
-        )
+        known = ", ".join(f"data/{schema}" for schema in sorted(schemas))
+        raise RecipeError(f"{tree.origin}: data.name is missing: add one of {known} to 'extends'.")
     if name.text not in schemas:
         hint = nearest(name.text, schemas)
-        raise RecipeError(f"{name.origin}: there is no data '{name.text}'.{hint} Known: {', '.join(sorted(schemas))}.")
+        raise RecipeError(
+            f"{name.origin}: there is no data '{name.text}'.{hint} Known: {', '.join(sorted(schemas))}."
+        )
     return schemas[name.text]
 
 
@@ -239,7 +257,9 @@ def _check_method_name(method: Section, tree: Section) -> None:
     known = sorted(p.stem for p in folder.glob("*.py") if not p.stem.startswith("_"))
     if known and name.text not in known:
         hint = nearest(name.text, known)
-        raise RecipeError(f"{name.origin}: there is no method '{name.text}'.{hint} Known: {', '.join(known)}.")
+        raise RecipeError(
+            f"{name.origin}: there is no method '{name.text}'.{hint} Known: {', '.join(known)}."
+        )
 
 
 def _check_run_name(name: str, origin: str) -> None:
@@ -260,19 +280,41 @@ def _check_values(filled: Any, tree: Section, origins: Mapping[str, str]) -> Non
         names = getattr(classes, key) or []
         again = next((n for i, n in enumerate(names) if n in names[:i]), None)
         if again is not None or (getattr(classes, key) is not None and not names):
-            what = f"names '{again}' twice" if again is not None else "is an empty list; leave it out for all classes"
+            what = (
+                f"names '{again}' twice"
+                if again is not None
+                else "is an empty list; leave it out for all classes"
+            )
             raise RecipeError(f"{origins[f'classes.{key}']}: classes.{key} {what}.")
     both = next((n for n in classes.new or [] if n in (classes.base or [])), None)
     if both is not None:
         raise RecipeError(f"{origins['classes.new']}: '{both}' is in classes.base and in classes.new.")
     for key, known in _DATA_WORDS.items():
-        word = functools.reduce(lambda holder, name: getattr(holder, name, known[0]), key.split("."), filled.data)
+        word = functools.reduce(
+            lambda holder, name: getattr(holder, name, known[0]), key.split("."), filled.data
+        )
         if word not in known:
             place = origins.get(f"data.{key}", "default")
-            raise RecipeError(f"{place}: data.{key} is '{word}', not one of {', '.join(known)}.{nearest(word, known)}")
+            raise RecipeError(
+                f"{place}: data.{key} is '{word}', not one of {', '.join(known)}.{nearest(word, known)}"
+            )
+    _check_pairs(filled, origins)
     shots = getattr(filled.data, "shots", "all")
     if shots != "all" and (isinstance(shots, bool) or not isinstance(shots, int) or shots < 1):
-        raise RecipeError(f"{origins.get('data.shots')}: data.shots is '{shots}'; it is a number from 1 on, or 'all'.")
+        raise RecipeError(
+            f"{origins.get('data.shots')}: data.shots is '{shots}'; it is a number from 1 on, or 'all'."
+        )
+
+
+def _check_pairs(filled: Any, origins: Mapping[str, str]) -> None:
+    """Two numbers each, in order: the crop's share of the image, the averaging of adam."""
+    scale = getattr(getattr(filled.data, "augment", None), "scale", [1.0, 1.0])
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        place = origins.get("data.augment.scale", "default")
+        raise RecipeError(f"{place}: data.augment.scale is {scale}; it is two shares of the image, like [0.5, 1.0].")
+    betas = filled.optim.betas
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise RecipeError(f"{origins['optim.betas']}: optim.betas is {betas}; it is two numbers below 1.")
 
 
 def _item_origin(tree: Section, key: str, index: int, origins: Mapping[str, str]) -> str:
@@ -298,4 +340,3 @@ def _escaped(data: Any) -> Any:
     if isinstance(data, dict):
         return {key: _escaped(value) for key, value in data.items()}
     return escape(data) if isinstance(data, str) else data
-

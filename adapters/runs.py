@@ -17,7 +17,7 @@ _current: list[Path] = []
 
 def new_run_dir(recipe_name: str, base: Path | str = "runs") -> Path:
     """Make the next free folder `<base>/<recipe_name>/<nnn>`; two processes never get the same one."""
-    parent = Path(base) / recipe_name
+    parent = Path(base).expanduser() / recipe_name
     try:
         parent.mkdir(parents=True, exist_ok=True)
         numbers = [int(p.name) for p in parent.iterdir() if p.name.isdecimal()]
@@ -31,7 +31,9 @@ def new_run_dir(recipe_name: str, base: Path | str = "runs") -> Path:
                 continue
             return mark_current(path)
     except OSError as err:
-        raise RunError(f"No run folder can be made in {parent}: {err.strerror}. Set run.dir to another folder.") from None
+        raise RunError(
+            f"No run folder can be made in {parent}: {err.strerror}. Set run.dir to another folder."
+        ) from None
 
 
 def mark_current(path: Path) -> Path:
@@ -89,7 +91,9 @@ def resolve_run(word: str, base: Path | str = "runs", state: State = "finished")
         return folder
     found = runs_below(folder)
     if not found and (folder / "adapter.json").is_file():
-        raise RunError(f"{word} is an adapter; the run it belongs to is wanted here, the folder with {RECIPE}.")
+        raise RunError(
+            f"{word} is an adapter; the run it belongs to is wanted here, the folder with {RECIPE}."
+        )
     if not found:
         raise RunError(f"{word} holds no run: no {RECIPE} in {folder} or right below it.")
     matching = [p for p in found if state == "any" or is_finished(p) == (state == "finished")]
@@ -144,7 +148,9 @@ def _folder(word: str, base: Path) -> Path:
 def _unknown(word: str, base: Path) -> Path:
     recipes = sorted(p.name for p in base.iterdir() if p.is_dir()) if base.is_dir() else []
     if not recipes:
-        raise RunError(f"There is no run '{word}', and no run at all in {base.resolve()}. First: limpet fit quickstart")
+        raise RunError(
+            f"There is no run '{word}', and no run at all in {base.resolve()}. First: limpet fit quickstart"
+        )
     name, _, rest = word.partition("/")
     if rest and name in recipes:
         inside = [p.relative_to(base / name).as_posix() for p in runs_below(base / name)]

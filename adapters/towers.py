@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class TextTower:
     """The parts of a native text transformer.
 
-    CLIP keeps them on itself, CustomTextCLIP in `.text`. `mask` is None for a tower whose tokens see each other in
-    both directions: only that says whether a tower is causal, never its name or how it pools.
+    CLIP keeps them on itself, CustomTextCLIP in `.text`. `mask` is None for a tower whose tokens see each
+    other in both directions: only that says whether a tower is causal, never its name or how it pools.
     """
 
     embedding: nn.Embedding
@@ -52,7 +52,7 @@ class TextTower:
         if isinstance(self.projection, nn.Linear):
             projected: Tensor = self.projection(x)
             return projected
-        return x @ self.projection
+        return torch.matmul(x, self.projection)
 
 
 def text_tower(model: Any) -> TextTower | None:

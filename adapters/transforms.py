@@ -15,7 +15,8 @@ from .errors import RecipeError, nearest
 
 PRESETS = ("natural", "aerial", "microscopy", "none")
 RATIO = (3 / 4, 4 / 3)
-# Stains differ a little in strength and tint between laboratories; stronger changes would cross class borders.
+# Stains differ a little in strength and tint between laboratories; stronger changes would cross class
+# borders.
 STAIN = {"brightness": 0.15, "contrast": 0.15, "saturation": 0.15, "hue": 0.03}
 
 
@@ -28,8 +29,8 @@ class ImageTransform:
         mean: of each channel, subtracted after scaling to [0, 1].
         std: of each channel, divided by.
         interpolation: "bicubic" or "bilinear".
-        resize_mode: "shortest" (short side to size, centre crop), "squash" (both sides to size) or "longest" (long
-            side to size, padded with `fill`).
+        resize_mode: "shortest" (short side to size, centre crop), "squash" (both sides to size) or "longest"
+            (long side to size, padded with `fill`).
         fill: grey value of the padding.
         preset: augmentation; "none" gives the evaluation transform.
         scale: range of the share of the image's area that a random crop keeps.
@@ -64,10 +65,14 @@ class ImageTransform:
             scale = (float(low), float(high))
         if preset not in PRESETS:
             raise RecipeError(
-                f"There is no augmentation preset {preset!r}; known are {', '.join(PRESETS)}.{nearest(preset, PRESETS)}"
+                f"There is no augmentation preset {preset!r}; known are "
+                f"{', '.join(PRESETS)}.{nearest(preset, PRESETS)}"
             )
         if not 0 < scale[0] <= scale[1] <= 1:
-            raise RecipeError(f"`data.augment.scale` is {list(scale)}; it needs two shares of the image, 0 < low <= high <= 1.")
+            raise RecipeError(
+                f"`data.augment.scale` is {list(scale)}; it needs two shares of the image, 0 < low <= high "
+                "<= 1."
+            )
         return cls(
             size=(size, size) if isinstance(size, int) else (int(size[0]), int(size[1])),
             mean=tuple(preprocessing["mean"]),
@@ -82,7 +87,8 @@ class ImageTransform:
     def __call__(self, image: Any) -> Tensor:
         """Return network input (3, H, W), float32, of a PIL image."""
         image = self._augmented(image) if self.preset != "none" else self._resized(image)
-        return F.normalize(F.to_tensor(image.convert("RGB")), self.mean, self.std)
+        tensor: Tensor = F.normalize(F.to_tensor(image.convert("RGB")), self.mean, self.std)
+        return tensor
 
     @property
     def _mode(self) -> InterpolationMode:
@@ -131,5 +137,7 @@ def _crop_or_pad(image: Any, height: int, width: int, fill: int) -> Any:
     have_width, have_height = image.size
     extra_w, extra_h = max(width - have_width, 0), max(height - have_height, 0)
     if extra_w or extra_h:
-        image = F.pad(image, [extra_w // 2, extra_h // 2, extra_w - extra_w // 2, extra_h - extra_h // 2], fill=fill)
+        image = F.pad(
+            image, [extra_w // 2, extra_h // 2, extra_w - extra_w // 2, extra_h - extra_h // 2], fill=fill
+        )
     return F.center_crop(image, [height, width])

@@ -1,7 +1,7 @@
 """Check a merged recipe against the dataclasses of its sections, and fill them.
 
-OmegaConf holds the values while they are checked and resolves `${other.key}`. Lists and tables of texts
-(class names, templates, domains) never pass through it: they are what was written, `no`, `007`, `${x}` and all.
+OmegaConf holds the values while they are checked and resolves `${other.key}`. Lists and tables of
+texts (class names, templates, domains) never pass through it: they stay as written, be it `no` or `${x}`.
 """
 
 from __future__ import annotations
@@ -97,37 +97,48 @@ class _Filler:
             if not isinstance(node, Scalar):
                 hint = " (put it between quotes if it is a text)" if isinstance(node, Items | Section) else ""
                 raise RecipeError(f"{node.origin}: {wanted}; found {describe(node)}{hint}.")
-            value = None if node.is_null else node.text
+            value: Any = None if node.is_null else node.text
         else:
             value = plain_data(node)
+            if isinstance(node, Section):
+                self.origins.update({f"{dotted}.{k}": place for k, place in node.keys.items()})
         if value is None and not optional and plain is not Any:
             raise RecipeError(f"{node.origin}: {wanted}, but it is empty.")
         if value == "???":
             raise RecipeError(f"{node.origin}: {dotted} is still '???'; give its value.")
+        if plain is float and type(value) is int:
+            value = float(value)
+        elif plain == list[float] and isinstance(value, list):
+            value = [float(v) if type(v) is int else v for v in value]
         try:
             config[key] = value
         except OmegaConfBaseException as err:
             if isinstance(node, Scalar) and "${" in node.text:
                 raise RecipeError(f"{node.origin}: {dotted}: {_first_line(err)}") from None
             raise RecipeError(f"{node.origin}: {wanted}; found {describe(node)}.") from None
-        if isinstance(value, str) and "${" in value:
-            self.references[dotted] = value
+        entries = (
+            {f"{dotted}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {dotted: value}
+        )
+        for name, text in entries.items():
+            if isinstance(text, str) and "${" in text:
+                self.references[name] = text
+                self.origins.setdefault(name, node.origin)
 
     def resolve(self) -> None:
-        """Check every `${...}` and replace it by its value."""
+        """Check every `${...}`: it must lead to a value."""
         for dotted, text in self.references.items():
             for aside in self.literals:
                 if "${" + aside + "}" in text:
-                    raise RecipeError(f"{self.origins[dotted]}: {dotted}: '{text}' refers to a list of texts.")
+                    raise RecipeError(
+                        f"{self.origins[dotted]}: {dotted}: '{text}' refers to a list of texts."
+                    )
             try:
                 OmegaConf.select(self.root, dotted, throw_on_resolution_failure=True)
             except (OmegaConfBaseException, RecursionError) as err:
                 reason = "it refers to itself" if isinstance(err, RecursionError) else _first_line(err)
-                raise RecipeError(f"{self.origins[dotted]}: {dotted}: '{text}' cannot be resolved: {reason}") from None
-        try:
-            OmegaConf.resolve(self.root)
-        except OmegaConfBaseException as err:
-            raise RecipeError(f"{self.origins.get('method', 'method')}: {_first_line(err)}") from None
+                raise RecipeError(
+                    f"{self.origins[dotted]}: {dotted}: '{text}' cannot be resolved: {reason}"
+                ) from None
 
 
 def unknown_key(origin: str, key: str, path: str, known: list[str]) -> str:
@@ -157,7 +168,9 @@ def _literal(kind: Any, node: Node, dotted: str) -> Any:
     if plain is str:
         if not isinstance(node, Scalar):
             shown = plain_data(node, literal=True)
-            raise RecipeError(f"{node.origin}: in {dotted}, {shown} is not a text; put the text between quotes.")
+            raise RecipeError(
+                f"{node.origin}: in {dotted}, {shown} is not a text; put the text between quotes."
+            )
         if not node.text.strip():
             hint = " (a '#' begins a comment, unless the text is between quotes)" if node.plain else ""
             raise RecipeError(f"{node.origin}: {dotted} has an empty text{hint}.")

@@ -148,7 +148,7 @@ def collate(items: Sequence[Item]) -> dict[str, Any]:
     return batch
 
 
-class EpochSampler(DistributedSampler[Item]):
+class EpochSampler(DistributedSampler[Any]):
     """An order that depends on (seed, epoch) alone, dealt out to processes where there are several.
 
     `set_epoch`, which Lightning calls before each epoch, also sets the data set's epoch.

@@ -96,9 +96,10 @@ def read_listing(table: Path, root: Path, config: TableConfig) -> Listing:
             repeated += 1
             continue
         first[path] = i
-        extra = {key: _value(column[i]) if key == "value" else column[i] for key, column in cells.items()}
-        group = extra.pop("group", "") or None
-        domain = extra.pop("domain", "") or None
+        extra: dict[str, Any] = {key: column[i] for key, column in cells.items()}
+        group, domain = extra.pop("group", "") or None, extra.pop("domain", "") or None
+        if "value" in extra:
+            extra["value"] = _value(extra["value"])
         samples.append(Sample(path, number[names[i]], -1, Path(file), group, domain, extra))
         kept_splits.append(splits[i] if splits else None)
     if repeated:
@@ -245,7 +246,7 @@ def _classnames(root: Path, table: Path, config: TableConfig) -> ClassNames:
 
 
 def _label_numbers(
-    frame: pd.DataFrame, rows: Sequence[int], names: Sequence[str], columns: _Columns, table: Path
+    frame: pd.DataFrame, rows: list[int], names: Sequence[str], columns: _Columns, table: Path
 ) -> dict[str, int]:
     """Order of the classes, from a label column beside the class column or from classes that are numbers."""
     if columns.label is None:
@@ -270,7 +271,7 @@ def _is_whole(text: str) -> bool:
 
 
 def _splits(
-    frame: pd.DataFrame, rows: Sequence[int], columns: _Columns, table: Path, config: DataConfig
+    frame: pd.DataFrame, rows: list[int], columns: _Columns, table: Path, config: DataConfig
 ) -> list[str | None] | None:
     if columns.split is None:
         return None

@@ -14,7 +14,8 @@ from torch import Tensor
 
 
 class Case:
-    """One golden case: its notes and configuration (`json`), its tensors, and comparison at its tolerances."""
+    """One golden case: its notes and configuration (`json`), its tensors, and comparison at its
+    tolerances."""
 
     def __init__(self, folder: Path, name: str):
         path = folder / name / f"{name}.json"
@@ -43,7 +44,9 @@ class Case:
         tolerance = self.json["tensors"][name]["tolerance"]
         value = value.detach().cpu()
         if tolerance == "exact":
-            torch.testing.assert_close(value, self.tensors[name].to(value.dtype), rtol=0, atol=0, msg=self._msg(name))
+            torch.testing.assert_close(
+                value, self.tensors[name].to(value.dtype), rtol=0, atol=0, msg=self._msg(name)
+            )
             return
         sharp = value.dtype == torch.float64 and f"{name}.f64" in self.tensors
         want = self.tensors[f"{name}.f64" if sharp else name]
@@ -72,9 +75,8 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str], Case]:
 @pytest.fixture(scope="session")
 def golden_model(golden: Callable[[str], Case]) -> Callable[..., Any]:
     """The tiny CLIP of the golden cases as a FrozenClip, in the wanted number format."""
-    from open_clip.model import CLIP
-
     from limpet.backbone import FrozenClip
+    from open_clip.model import CLIP
 
     made: dict[torch.dtype, Any] = {}
 
@@ -83,7 +85,9 @@ def golden_model(golden: Callable[[str], Case]) -> Callable[..., Any]:
             return made[dtype]
         case = golden("model")
         config, tensors = case.config, case.tensors
-        state = {k[2:]: v.float() for k, v in tensors.items() if k.startswith("w/") and not k.endswith(".rows")}
+        state = {
+            k[2:]: v.float() for k, v in tensors.items() if k.startswith("w/") and not k.endswith(".rows")
+        }
         table = torch.zeros(config["vocab_size"], config["transformer_width"])
         table[tensors["token_rows_index"].long()] = tensors["w/token_embedding.rows"].float()
         state["token_embedding.weight"] = table

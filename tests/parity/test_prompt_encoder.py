@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from torch.nn import functional as F
-
 from limpet.blocks import image_features
 from limpet.prompting import PromptEncoder, init_words
+from torch.nn import functional as F
 
 FORMATS = [torch.float64, torch.float32]
 DEEP_TEXT = "transformer.resblocks.{}.VPT_shallow"
@@ -26,16 +25,15 @@ def spaced(case):
 
 @pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize("memory", [None, 40])
-@pytest.mark.parametrize("position", ["end", "middle", "front"])
-@pytest.mark.parametrize("kind", ["unified", "csc"])
-def test_coop(golden, golden_model, kind, position, memory, dtype):
+@pytest.mark.parametrize("run", [f"{k}.{p}" for k in ("unified", "csc") for p in ("end", "middle", "front")])
+def test_coop(golden, golden_model, run, memory, dtype):
+    kind, position = run.split(".")
     case, model, clip = golden("coop"), golden("model"), golden_model(dtype)
     encoder = PromptEncoder(clip, case.config["classnames"], case.config["n_ctx"], position, memory=memory)
     assert encoder.packed
     image = clip.encode_image(model.input("images", dtype), normalize=False)
     labels = torch.tensor(case.config["labels"])
     context = case.input(f"ctx_{kind}", dtype).clone().requires_grad_()
-    run = f"{kind}.{position}"
     losses = []
     for step in range(4):
         text = encoder(context, class_specific=kind == "csc")
@@ -83,7 +81,9 @@ def test_cocoop(golden, golden_model, memory):
     case.close("logits", logits)
     loss = F.cross_entropy(logits, torch.tensor(case.config["labels"]))
     case.close("loss", loss)
-    for (name, _), grad in zip(weights.items(), torch.autograd.grad(loss, list(weights.values())), strict=True):
+    for (name, _), grad in zip(
+        weights.items(), torch.autograd.grad(loss, list(weights.values())), strict=True
+    ):
         case.close(f"grad.{name}", grad)
 
 

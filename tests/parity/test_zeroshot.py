@@ -18,7 +18,9 @@ def test_tokens(golden_model, setup):
     clip = golden_model()
     case.close("tokens", clip.tokenize([model.config["template"].format(n) for n in names]))
     templates = model.config["ensemble_templates"]
-    case.close("ensemble_tokens", torch.stack([clip.tokenize([t.format(n) for n in names]) for t in templates]))
+    case.close(
+        "ensemble_tokens", torch.stack([clip.tokenize([t.format(n) for n in names]) for t in templates])
+    )
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
@@ -42,7 +44,9 @@ def test_ensemble(golden_model, setup, dtype):
     case, model, names = setup
     clip = golden_model(dtype)
     templates = model.config["ensemble_templates"]
-    features = torch.stack([clip.encode_text([t.format(n) for n in names], normalize=False) for t in templates])
+    features = torch.stack(
+        [clip.encode_text([t.format(n) for n in names], normalize=False) for t in templates]
+    )
     case.close("ensemble_text_features", features)
     weights = F.normalize(F.normalize(features, dim=-1).mean(0), dim=-1).T
     case.close("ensemble_weights", weights)
