@@ -326,11 +326,14 @@ def _zero_shot(groups: Groups) -> list[Row]:
     return rows
 
 
+def harmonic_mean(base: float, new: float) -> float:
+    """Harmonic mean of base and new accuracy, as in `metrics` (which imports torch); 0 where one of them is."""
+    return 2 * base * new / (base + new) if base > 0 and new > 0 else 0.0
+
+
 def _harmonic(results: Mapping[str, Any]) -> float | None:
     base, new = ((results.get(space) or {}).get("accuracy") for space in ("base", "new"))
-    if base is None or new is None:
-        return None
-    return 2 * base * new / (base + new) if base > 0 and new > 0 else 0.0
+    return None if base is None or new is None else harmonic_mean(base, new)
 
 
 def _labels(rows: Sequence[Row]) -> list[str]:

@@ -9,6 +9,8 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import jinja2
+
     from .compare import Row
 
 
@@ -84,13 +86,13 @@ def page(
     )  # fmt: skip
 
 
-def environment():  # type: ignore[no-untyped-def]  # noqa: ANN201
+def environment() -> jinja2.Environment:
     """The Jinja environment of the pages: templates from the package, every text escaped."""
-    import jinja2
+    import jinja2 as jinja
 
     folder = resources.files(__package__).joinpath("assets")
-    loader = jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
-    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    loader = jinja.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8"))
+    return jinja.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
 def _plain(text: str) -> str:

@@ -26,7 +26,7 @@ class Features(Protocol):
         ...
 
 
-def as_it_is(batch: Batch) -> Batch:
+def as_it_is(batch: Any) -> Any:
     """Collate function of a loader whose dataset gives whole batches (PyTorch's own would walk every path)."""
     return batch
 

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,9 +17,11 @@ from torch import Tensor
 from . import artifact
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from .adapter import Adapter
 
-Source = "str | Path | Image"
+Source: TypeAlias = "str | Path | Image"
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ class Classifier:
 
     def _answer(self, batch: Sequence[tuple[str, Tensor | str]], top: int) -> Iterator[Prediction]:
         good = [image for _, image in batch if isinstance(image, Tensor)]
-        answers = iter(())  # type: ignore[var-annotated]
+        answers: Iterator[tuple[list[float], list[int]]] = iter(())
         if good:
             values, indices = self.probabilities(torch.stack(good)).topk(top, dim=-1)
             answers = zip(values.tolist(), indices.tolist(), strict=True)

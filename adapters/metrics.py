@@ -130,7 +130,7 @@ def _checked(probability: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             f"Labels must be 0..{probability.shape[1] - 1}; got {int(labels.min())}..{int(labels.max())}."
         )
     if not torch.isfinite(probability).all():
-        raise ValueError(
-            "Some probabilities are not numbers; the training diverged. Try a lower learning rate."
+        raise LimpetError(
+            "Some answers are not numbers: the training diverged. Lower optim.lr and fit again."
         )
     return probability.clamp(0, 1), labels

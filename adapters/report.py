@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import csv_files, files
-from .compare import read_metrics
+from .compare import harmonic_mean, read_metrics
 from .compare_plots import environment
 
 Row = dict[str, str]
@@ -23,7 +23,7 @@ SPACES = {
 _BARS, _MATRIX, _MISTAKES, _PAIRS = 60, 40, 12, 12
 _TABLE = (
     ("accuracy", "Accuracy"),
-    ("balanced_accuracy", "Balanced accuracy"),
+    ("balanced_accuracy", "Balanced"),
     ("macro_f1", "Macro F1"),
     ("ece", "Calibration error"),
 )
@@ -118,10 +118,10 @@ def _headline(metrics: Mapping[str, Any], wrong: Sequence[Row], shown: Sequence[
     if "base" in results and "new" in results:
         for space, name in (("base", "on classes it was trained on"), ("new", "on classes it never saw")):
             card(f"right {name}", results[space].get("accuracy"), (zero.get(space) or {}).get("accuracy"))
-        before = [(zero.get(s) or {}).get("accuracy") for s in ("base", "new")]
+        base, new = ((zero.get(space) or {}).get("accuracy") for space in ("base", "new"))
         both = None
-        if all(isinstance(x, int | float) for x in before):
-            both = 2 * before[0] * before[1] / sum(before) if min(before) > 0 else 0.0
+        if isinstance(base, int | float) and isinstance(new, int | float):
+            both = harmonic_mean(base, new)
         card("both together (harmonic mean)", metrics.get("harmonic_mean"), both)
     else:
         space = "all" if "all" in results else next(iter(results))
@@ -138,7 +138,7 @@ def _headline(metrics: Mapping[str, Any], wrong: Sequence[Row], shown: Sequence[
 
 def _columns(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     top = sorted({key for values in metrics["results"].values() for key in values if key.startswith("top")})
-    return [*_TABLE, *((key, f"Right among best {key[3:]}") for key in top)]
+    return [*_TABLE, *((key, f"Among best {key[3:]}") for key in top)]
 
 
 def _table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -31,7 +31,10 @@ def run(tiny, tmp_path):
     return tmp_path
 
 
-METRICS = {"seed": 3, "results": {"all": {"accuracy": 0.9, "balanced_accuracy": 0.8, "macro_f1": 0.7, "images": 10}}}
+METRICS = {
+    "seed": 3,
+    "results": {"all": {"accuracy": 0.9, "balanced_accuracy": 0.8, "macro_f1": 0.7, "images": 10}},
+}
 
 
 def edit(run, change):

@@ -39,7 +39,9 @@ def both(base, new):
 def runs(tmp_path):
     values = {"coop": [0.8, 0.9, 0.7], "tip_adapter": [0.6, 0.6, 0.9]}
     return [
-        write(tmp_path / "fish" / "grid-1" / f"{m},{s}", m, s + 1, v) for m, vs in values.items() for s, v in enumerate(vs)
+        write(tmp_path / "fish" / "grid-1" / f"{m},{s}", m, s + 1, v)
+        for m, vs in values.items()
+        for s, v in enumerate(vs)
     ]
 
 
@@ -62,7 +64,13 @@ def test_a_grid_folder_stands_for_its_runs(runs, tmp_path):
 
 
 def test_base_to_new(tmp_path):
-    write(tmp_path / "a", results=both(0.8, 0.5), harmonic_mean=0.6154, zero_shot=both(0.4, 0.4), protocol="base_to_new")
+    write(
+        tmp_path / "a",
+        results=both(0.8, 0.5),
+        harmonic_mean=0.6154,
+        zero_shot=both(0.4, 0.4),
+        protocol="base_to_new",
+    )
     zero, row = compare.summarise(compare.load_runs([tmp_path / "a"]))
     assert (row.show("base"), row.show("new"), row.show("harmonic_mean")) == ("80.0", "50.0", "61.5")
     assert zero.show("harmonic_mean") == "40.0"
@@ -81,7 +89,10 @@ def test_same_seed_with_another_result_is_not_averaged_in(tmp_path):
     for n, accuracy in enumerate((0.5, 0.5, 0.9)):
         write(tmp_path / str(n), accuracy=accuracy)
     rows = [r for r in compare.summarise(compare.load_runs([tmp_path])) if not r.stands_for_all]
-    assert [(r.mean("accuracy"), len(r.seeds), r.group["variant"]) for r in rows] == [(0.5, 1, ""), (0.9, 1, "#2")]
+    assert [(r.mean("accuracy"), len(r.seeds), r.group["variant"]) for r in rows] == [
+        (0.5, 1, ""),
+        (0.9, 1, "#2"),
+    ]
 
 
 def test_printed_table(runs):
@@ -114,7 +125,12 @@ def test_files(tmp_path):
         for seed in (1, 2)
     ]
     compare.compare(runs, tmp_path / "out", Console(file=io.StringIO()))
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["compare.csv", "compare.html", "compare.md", "shots.png"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "compare.csv",
+        "compare.html",
+        "compare.md",
+        "shots.png",
+    ]
     page = (tmp_path / "out" / "compare.html").read_text()
     assert "<b>$me" not in page and "&lt;b&gt;$me" in page and "data:image/png" in page and "http" not in page
     rows = list(csv.DictReader((tmp_path / "out" / "compare.csv").open()))

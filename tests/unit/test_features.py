@@ -38,7 +38,7 @@ def root(tmp_path):
     return tmp_path / "images"
 
 
-def make(root, tiny, augment=None, views=0, seed=1, counter=None, **options):
+def make(root, tiny, augment=None, *, views=0, seed=1, counter=None, **options):
     augment = augment or AugmentConfig(preset="none")
     config = FolderConfig(root=str(root), shots="all", batch_size=4, augment=augment, **options)
     backbone = tiny if counter is None else Counting(tiny, counter)
@@ -97,7 +97,9 @@ def test_other_backbone_preprocessing_or_seed_are_other_spaces(root, tiny):
     class Other(Counting):
         fingerprint = "another"
 
-    other = features.CachedFeatures(make(root, tiny).datamodule, Other(tiny, counter), None, 1, 0, progress=False)
+    other = features.CachedFeatures(
+        make(root, tiny).datamodule, Other(tiny, counter), None, 1, 0, progress=False
+    )
     assert torch.equal(other.features("test"), base)
     assert sum(counter) == 18
     augment = AugmentConfig(preset="natural", scale=[0.3, 1.0])
@@ -336,10 +338,17 @@ def test_lightning_trains_on_cached_features(root, tiny):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), 0.1)
 
-    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    options = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "accelerator": "cpu",
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        lightning.Trainer(max_epochs=2, enable_model_summary=False, **options).fit(Probe(), data.train_dataloader())
+        lightning.Trainer(max_epochs=2, enable_model_summary=False, **options).fit(
+            Probe(), data.train_dataloader()
+        )
     first, second = ([p for e, p in seen if e == epoch] for epoch in (0, 1))
     assert first != second
     assert len(first) == len(data.train_dataloader()) == 3

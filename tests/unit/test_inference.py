@@ -55,7 +55,9 @@ def test_predictions_are_the_adapters_own(classifier, images, tiny):
     batch = torch.stack([tiny.transform()(Image.open(p).convert("RGB")) for p in paths])
     feature = tiny.encode_image(batch, normalize=False)
     with torch.no_grad():
-        expected = classifier.adapter.logits({"feature": feature, "path": paths, "index": torch.arange(7)}).softmax(-1)
+        expected = classifier.adapter.logits(
+            {"feature": feature, "path": paths, "index": torch.arange(7)}
+        ).softmax(-1)
     for row, prediction in zip(expected, found, strict=True):
         assert prediction.label == NAMES[int(row.argmax())] and prediction.error is None
         assert prediction.probability == pytest.approx(float(row.max()), abs=1e-5)
@@ -88,7 +90,12 @@ def test_images_are_taken_as_they_are_needed(classifier):
 def test_broken_images_are_answered_with_an_error(classifier, images):
     (images / "bad.jpg").write_bytes(b"\xff\xd8nothing")
     (images / "empty.png").write_bytes(b"")
-    paths = [str(images / "bad.jpg"), *find_images(str(images / "part 0")), str(images / "empty.png"), "gone.png"]
+    paths = [
+        str(images / "bad.jpg"),
+        *find_images(str(images / "part 0")),
+        str(images / "empty.png"),
+        "gone.png",
+    ]
     found = list(classifier.predict(paths, batch_size=2))
     assert [p.error is None for p in found] == [False] + [True] * 4 + [False, False]
     assert all(p.label is None and p.top == [] for p in found if p.error)
@@ -111,7 +118,9 @@ def test_broken_images_are_listed_and_the_exit_code_says_so(run, images):
     (images / "bad.jpg").write_bytes(b"nothing")
     console = Console(file=io.StringIO(), width=300)
     assert predict_command(run, str(images), console=console) == 1
-    assert "1 of 8 images could not be read" in console.file.getvalue() and "bad.jpg" in console.file.getvalue()
+    assert (
+        "1 of 8 images could not be read" in console.file.getvalue() and "bad.jpg" in console.file.getvalue()
+    )
     first = run / "predicted-1.csv"
     assert {r["label"] == "" for r in table(first) if "bad.jpg" in r["path"]} == {True}
     predict_command(run, str(images / "part 0"), console=console)

@@ -36,7 +36,9 @@ def make(folder, spaces=("all",), names=NAMES, images=True, count=40):
     (folder / "metrics.json").write_text(json.dumps(metrics))
     root = folder / "pictures"
     root.mkdir(exist_ok=True)
-    (folder / "recipe.yaml").write_text(f"# <recipe>\ndata:\n  root: {root}\nclasses:\n  include: [no, 1e3]\n")
+    (folder / "recipe.yaml").write_text(
+        f"# <recipe>\ndata:\n  root: {root}\nclasses:\n  include: [no, 1e3]\n"
+    )
     with (folder / "predictions.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["space", "path", "label", "predicted", "probability", "correct"])
@@ -47,7 +49,9 @@ def make(folder, spaces=("all",), names=NAMES, images=True, count=40):
                 path = f"{n}.png"
                 if images and n % 3:
                     Image.new("RGB", (400, 300), (n * 5 % 255, 90, 200)).save(root / path)
-                writer.writerow([space, path, label, answer, f"{rng.uniform(0.3, 1):.6f}", int(label == answer)])
+                writer.writerow(
+                    [space, path, label, answer, f"{rng.uniform(0.3, 1):.6f}", int(label == answer)]
+                )
     with (folder / "per_class.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["space", "class", "text", "images", "accuracy", "zero_shot_accuracy"])
@@ -95,7 +99,14 @@ def read(folder):
 def test_page_is_whole_and_refers_to_nothing_outside(tmp_path):
     text, page = read(make(tmp_path / "run"))
     words = " ".join(page.words)
-    for expected in ("90.0 %", "without training: 50.0 %", "blue tang", "Ångström & co", "a <note>", "# <recipe>"):
+    for expected in (
+        "90.0 %",
+        "without training: 50.0 %",
+        "blue tang",
+        "Ångström & co",
+        "a <note>",
+        "# <recipe>",
+    ):
         assert expected in words
     assert "Without test images: lonely" in words
     assert "script" not in page.tags
@@ -108,7 +119,13 @@ def test_page_is_whole_and_refers_to_nothing_outside(tmp_path):
 def test_base_to_new_shows_all_three_and_zero_shot_beside(tmp_path):
     _, page = read(make(tmp_path / "run", ("base", "new", "joint")))
     words = " ".join(page.words)
-    for expected in ("Base classes", "New classes", "Base and new together", "84.7 %", "on classes it never saw"):
+    for expected in (
+        "Base classes",
+        "New classes",
+        "Base and new together",
+        "84.7 %",
+        "on classes it never saw",
+    ):
         assert expected in words
     assert "without training: 54.5 %" in words  # harmonic mean of 50 and 60
 
@@ -143,5 +160,5 @@ def test_metrics_can_be_given_and_images_drawn(tmp_path):
 def test_damaged_table_is_named(tmp_path):
     folder = make(tmp_path / "run")
     (folder / "predictions.csv").write_text("path,label\na,b\n")
-    with pytest.raises(RunError, match="predictions.csv has no column 'predicted'"):
+    with pytest.raises(RunError, match=r"predictions\.csv has no column 'predicted'"):
         report.write_report(folder)
