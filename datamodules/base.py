@@ -42,7 +42,8 @@ class DataModule(LightningDataModule):
         samples: {"train", "val", "test": samples}; train and val hold the few-shot draw.
         report: sentences for the plan.
         unreadable: "path: reason" of each image that could not be decoded; grows while batches are made.
-        keys: names in `Sample.extra` that items carry besides path, index, label and image; set it before loading.
+        keys: names in `Sample.extra` that items carry besides path, index, label and image; set it before
+            loading.
         progress: called with (what, done, total) while many images are checked, or None.
     """
 
@@ -175,7 +176,8 @@ class DataModule(LightningDataModule):
         if self.unreadable:
             self.report.append(
                 f"{counted(len(self.unreadable), 'image')} cannot be read and "
-                f"{'was' if len(self.unreadable) == 1 else 'were'} left out of the draw: {some(self.unreadable, 4)}."
+                f"{'was' if len(self.unreadable) == 1 else 'were'} left out of the draw: "
+                f"{some(self.unreadable, 4)}."
             )
 
     def set_transforms(self, train: Transform, evaluate: Transform) -> None:
@@ -213,9 +215,10 @@ class DataModule(LightningDataModule):
         """What was drawn, as JSON-able data.
 
         Returns:
-            {"format", "data", "classes", "shots", "seed", "split_seed", "sampling", "splits": {split: {"paths",
-            "labels", and "groups" and "domains" where there are any}}, "hash"}. The hash is a SHA-256 of classes and
-            splits; the order of listing and the location of the root do not enter it.
+            {"format", "data", "classes", "shots", "seed", "split_seed", "sampling", "splits": {split:
+            {"paths", "labels", and "groups" and "domains" where there are any}}, "hash"}. The hash is a
+            SHA-256 of classes and splits; the order of listing and the location of the root do not enter
+            it.
         """
         self.setup()
         splits: dict[str, dict[str, list[Any]]] = {}
@@ -277,7 +280,7 @@ class DataModule(LightningDataModule):
         drop_last: bool = False,
         batch_size: int | None = None,
     ) -> ImageLoader:
-        """Batches of a split (see `collate`), recording unreadable images; the global generators stay untouched."""
+        """Batches of a split (see `collate`); unreadable images are recorded, global generators left alone."""
         dataset = self.dataset(split, augment, view=view)
         size = batch_size or self.config.batch_size
         return ImageLoader(
@@ -291,7 +294,7 @@ class DataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> ImageLoader:
-        """Augmented training batches in the order of (seed, epoch); a last short one is dropped if others exist."""
+        """Augmented training batches in the order of (seed, epoch); a short last one goes if others exist."""
         return self.loader("train", augment=True, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> ImageLoader:

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -85,7 +85,7 @@ class _Brush:
         self.draw.ellipse((cx - r, cy - r, cx + r, cy + r), fill=colour)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _blend(steps: int) -> Points:
     """Weights of four neighbours at each step of a Catmull-Rom curve: (steps, 4)."""
     t = np.arange(steps) / steps
@@ -102,7 +102,7 @@ def smooth(points: Sequence[Point], steps: int = 6, closed: bool = True) -> Poin
     return np.asarray((_blend(steps) @ near).reshape(-1, 2))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _outline(kind: str) -> Points:
     shape = SHAPES[kind]
     return smooth([*shape.upper, *reversed(shape.lower)])
@@ -164,7 +164,9 @@ def _draw_side(canvas: Image.Image, species: Species, pose: Pose, rng: random.Ra
         _fin(brush, outline, fin, (middle + 0.25, 0.0))
     outline_points = _outline(species.kind)
     brush.corners.append(pose.apply(outline_points))
-    _body(canvas, brush, outline_points, body, marks(species, shape, rng), _belly(species, shape))
+    _body(
+        canvas, brush, outline_points, body, pattern=marks(species, shape, rng), belly=_belly(species, shape)
+    )
     if "cheek" in species.extra:
         brush.polygon(smooth([(0.98, -0.06), (0.7, -0.02), (0.52, -0.16), (0.7, -0.26)]), fin)
     _fin(brush, shape.pectoral, mixed(fin, body, 0.25), (0.35, -0.05))
@@ -182,7 +184,13 @@ def _fin(brush: _Brush, outline: Sequence[Point], colour: Colour, root: Point) -
 
 
 def _body(
-    canvas: Image.Image, brush: _Brush, outline: Points, colour: Colour, pattern: Sequence[Mark], belly: Mark | None
+    canvas: Image.Image,
+    brush: _Brush,
+    outline: Points,
+    colour: Colour,
+    *,
+    pattern: Sequence[Mark],
+    belly: Mark | None = None,
 ) -> None:
     """Fill an outline with colour, pattern and shading, all clipped to it, and draw its rim."""
     placed = brush.pose.apply(outline)
@@ -231,7 +239,11 @@ def _belly(species: Species, shape: Shape) -> Mark | None:
 def _mouth_and_eye(brush: _Brush, shape: Shape, body: Colour) -> None:
     x, y, radius = shape.eye
     snout = shape.upper[0][0]
-    brush.lines([((snout, shape.upper[0][1] - 0.03), (snout - 0.16, shape.upper[0][1] - 0.1))], darker(body, 0.4), 0.03)
+    brush.lines(
+        [((snout, shape.upper[0][1] - 0.03), (snout - 0.16, shape.upper[0][1] - 0.1))],
+        darker(body, 0.4),
+        0.03,
+    )
     gill = [(x - 0.2 - 0.06 * math.cos(t), y - 0.1 + 0.2 * math.sin(t)) for t in np.linspace(-1.2, 1.2, 7)]
     brush.lines(list(pairwise(gill)), darker(body, 0.66), 0.022)
     _eye(brush, x, y, radius)
@@ -283,28 +295,49 @@ def _draw_eel(canvas: Image.Image, species: Species, pose: Pose, rng: random.Ran
     ridge, keel = _tube(centre, widths + 0.09 * np.clip(t * 6 - 0.8, 0, 1) * (1.05 - t**6))
     brush.polygon(np.concatenate([ridge, keel[::-1]]), fin, darker(fin))
     side = upper if upper[0, 1] < lower[0, 1] else lower  # the side below the head
-    light = Mark([tuple(p) for p in np.concatenate([side, (centre * 0.5 + side * 0.5)[::-1]]).tolist()], species.belly or fin)
+    light = Mark(
+        [tuple(p) for p in np.concatenate([side, (centre * 0.5 + side * 0.5)[::-1]]).tolist()],
+        species.belly or fin,
+    )
     specks = [
-        Mark(_circle(*(centre[i] + rng.uniform(-0.6, 0.6) * (upper[i] - centre[i])), 0.022), species.mark)
+        Mark(_speck(centre[i] + rng.uniform(-0.6, 0.6) * (upper[i] - centre[i])), species.mark)
         for i in range(4, 42)
         for _ in range(2)
     ]
     nose = [tuple(centre[0] + np.array([0.1, 0.02]))]
     outline = np.concatenate([upper, lower[::-1], nose])
     brush.corners.append(pose.apply(outline))
-    _body(canvas, brush, outline, body, [light, *specks], None)
+    _body(canvas, brush, outline, body, pattern=[light, *specks])
     head = centre[0]
-    brush.lines([((head[0] + 0.1, head[1] - 0.01), (head[0] - 0.14, head[1] - 0.05))], darker(body, 0.35), 0.03)
+    brush.lines(
+        [((head[0] + 0.1, head[1] - 0.01), (head[0] - 0.14, head[1] - 0.05))], darker(body, 0.35), 0.03
+    )
     _eye(brush, float(centre[2, 0]), float(centre[2, 1]) + 0.06, 0.045)
     return brush
 
 
-def _circle(x: float, y: float, radius: float) -> list[Point]:
-    return [(x + radius * math.cos(a), y + radius * math.sin(a)) for a in np.linspace(0, 2 * math.pi, 9)[:-1]]
+def _speck(at: Points) -> list[Point]:
+    return [
+        (float(at[0]) + dx, float(at[1]) + dy)
+        for dx, dy in ((0.022, 0), (0, 0.022), (-0.022, 0), (0, -0.022))
+    ]
 
 
 _SEAHORSE_LINE = smooth(
-    ((0.2, 0.98), (0.02, 0.86), (-0.1, 0.62), (-0.06, 0.34), (0.06, 0.06), (0.04, -0.28), (-0.1, -0.58), (-0.1, -0.86), (0.1, -1.04), (0.32, -0.96), (0.36, -0.78), (0.24, -0.74)),
+    (
+        (0.2, 0.98),
+        (0.02, 0.86),
+        (-0.1, 0.62),
+        (-0.06, 0.34),
+        (0.06, 0.06),
+        (0.04, -0.28),
+        (-0.1, -0.58),
+        (-0.1, -0.86),
+        (0.1, -1.04),
+        (0.32, -0.96),
+        (0.36, -0.78),
+        (0.24, -0.74),
+    ),
     5,
     closed=False,
 )
@@ -315,23 +348,46 @@ def _draw_seahorse(canvas: Image.Image, species: Species, pose: Pose, rng: rando
     brush = _Brush(pose, ImageDraw.Draw(canvas))
     body, fin = jittered(species.body, rng, 0.1), jittered(species.fin, rng, 0.1)
     t = np.linspace(0, 1, len(_SEAHORSE_LINE))
-    widths = np.interp(t, [0, 0.1, 0.2, 0.38, 0.5, 0.62, 0.75, 0.9, 1], [0.1, 0.15, 0.13, 0.25, 0.2, 0.11, 0.08, 0.05, 0.03])
+    widths = np.interp(
+        t, [0, 0.1, 0.2, 0.38, 0.5, 0.62, 0.75, 0.9, 1], [0.1, 0.15, 0.13, 0.25, 0.2, 0.11, 0.08, 0.05, 0.03]
+    )
     back, front = _tube(_SEAHORSE_LINE, widths)
     if back[10, 0] > front[10, 0]:
         back, front = front, back
     _fin(brush, ((-0.2, 0.34), (-0.5, 0.32), (-0.54, 0.02), (-0.16, -0.06)), fin, (0.0, 0.14))
-    spikes = [tuple(p) for p in (_SEAHORSE_LINE + (back - _SEAHORSE_LINE) * np.where(np.arange(len(t)) % 3, 1, 1.3)[:, None]).tolist()]
+    spikes = [
+        tuple(p)
+        for p in (
+            _SEAHORSE_LINE + (back - _SEAHORSE_LINE) * np.where(np.arange(len(t)) % 3, 1, 1.3)[:, None]
+        ).tolist()
+    ]
     brush.polygon([*spikes, *[tuple(p) for p in front[::-1].tolist()]], darker(body, 0.8), darker(body, 0.5))
     rings = []
     for i in range(4, len(t) - 2, max(1, len(t) // (2 * species.number))):
         if i % 4 < 2:
-            rings.append(Mark([tuple(p) for p in (back[i], front[i], front[i + 1], back[i + 1])], species.mark))
+            rings.append(
+                Mark([tuple(p) for p in (back[i], front[i], front[i + 1], back[i + 1])], species.mark)
+            )
     outline = np.concatenate([back, front[::-1]])
     brush.corners.append(pose.apply(outline))
-    _body(canvas, brush, outline, body, rings, None)
+    _body(canvas, brush, outline, body, pattern=rings)
     crown = [(0.02, 1.02), (-0.08, 1.22), (0.04, 1.14), (0.1, 1.26), (0.16, 1.12), (0.26, 1.18), (0.28, 1.0)]
     brush.polygon(crown, fin, darker(body, 0.5))
-    head = smooth([(0.02, 0.96), (0.1, 1.1), (0.28, 1.1), (0.4, 0.98), (0.72, 0.86), (0.78, 0.8), (0.7, 0.74), (0.36, 0.8), (0.14, 0.74), (0.0, 0.8)], 5)
+    head = smooth(
+        [
+            (0.02, 0.96),
+            (0.1, 1.1),
+            (0.28, 1.1),
+            (0.4, 0.98),
+            (0.72, 0.86),
+            (0.78, 0.8),
+            (0.7, 0.74),
+            (0.36, 0.8),
+            (0.14, 0.74),
+            (0.0, 0.8),
+        ],
+        5,
+    )
     brush.polygon(head, body, darker(body, 0.5))
     _fin(brush, ((0.06, 0.72), (-0.1, 0.78), (-0.14, 0.62), (0.0, 0.6)), fin, (0.1, 0.7))
     _eye(brush, 0.26, 0.96, 0.065)
@@ -349,13 +405,27 @@ def _draw_ray(canvas: Image.Image, species: Species, pose: Pose, rng: random.Ran
     upper, lower = _tube(centre, 0.075 * (1.05 - t))
     brush.polygon(np.concatenate([upper, lower[::-1]]), darker(body, 0.75), darker(body, 0.45))
     for side in (1, -1):
-        brush.polygon(smooth([(-0.4, side * 0.1), (-0.6, side * 0.3), (-0.76, side * 0.24), (-0.66, side * 0.06)]), darker(body, 0.85), darker(body, 0.5))
-    half = [(0.92, 0.0), (0.8, 0.2), (0.5, 0.56 * flap), (0.08, 0.98 * flap), (-0.12, 0.98 * flap), (-0.3, 0.56 * flap), (-0.6, 0.14)]
+        brush.polygon(
+            smooth([(-0.4, side * 0.1), (-0.6, side * 0.3), (-0.76, side * 0.24), (-0.66, side * 0.06)]),
+            darker(body, 0.85),
+            darker(body, 0.5),
+        )
+    half = [
+        (0.92, 0.0),
+        (0.8, 0.2),
+        (0.5, 0.56 * flap),
+        (0.08, 0.98 * flap),
+        (-0.12, 0.98 * flap),
+        (-0.3, 0.56 * flap),
+        (-0.6, 0.14),
+    ]
     outline = smooth([*half, *[(x, -y) for x, y in reversed(half[1:])]], 5)
     shape = Shape(upper=tuple(half), lower=tuple((x, -y) for x, y in half), tail=(), fins=())
     brush.corners.append(pose.apply(outline))
-    edge = Mark([*((x * 0.84 + 0.02, y * 0.82) for x, y in outline.tolist())], mixed(body, (255, 236, 200), 0.16))
-    _body(canvas, brush, outline, body, [edge, *marks(species, shape, rng)], None)
+    edge = Mark(
+        [*((x * 0.84 + 0.02, y * 0.82) for x, y in outline.tolist())], mixed(body, (255, 236, 200), 0.16)
+    )
+    _body(canvas, brush, outline, body, pattern=[edge, *marks(species, shape, rng)])
     brush.lines([((0.7, 0.0), (-0.5, 0.0))], darker(body, 0.72), 0.03)
     for side in (1, -1):
         brush.disc(0.6, side * 0.17, 0.085, darker(body, 0.6))
