@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 import random
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Self
 
@@ -17,18 +15,16 @@ import torch
 from lightning import LightningDataModule
 from PIL import Image
 
+from .checks import check_config, parse_shots, undecodable
 from .configs import DataConfig
 from .errors import DataError, counted, nearest, some
-from .fewshot import MAX_VAL_SHOTS, draw, draw_dassl, parse_shots, short_classes
-from .images import UnreadableImage, check_image
+from .fewshot import MAX_VAL_SHOTS, draw, draw_dassl, short_classes
+from .images import UnreadableImage
 from .listing import SPLITS, Listing, Sample
 from .loading import EpochSampler, ImageDataset, ImageLoader, Transform, collate, read_sample
 from .splitting import make_pools
 
 __all__ = ["DataModule", "EpochSampler", "ImageDataset", "ImageLoader", "Listing", "Sample", "collate"]
-
-SAMPLINGS = ("limpet", "dassl")
-PRESETS = ("natural", "aerial", "microscopy", "none")
 
 
 class DataModule(LightningDataModule):
@@ -52,7 +48,7 @@ class DataModule(LightningDataModule):
         self.config = config
         self.seed = int(seed)
         self._shots = parse_shots(config.shots)
-        _check(config)
+        check_config(config)
         self.class_names: list[str] = []
         self.class_texts: dict[str, list[str]] = {}
         self.samples: dict[str, list[Sample]] = {}
@@ -153,14 +149,7 @@ class DataModule(LightningDataModule):
 
     def _check_images(self, samples: Sequence[Sample]) -> set[str]:
         """Decode images to see that they can be; returns the paths of those that cannot."""
-        failures: dict[str, str] = {}
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-            results = threads.map(_failure, samples)
-            for done, (sample, reason) in enumerate(zip(samples, results, strict=True), start=1):
-                if reason:
-                    failures[sample.path] = f"{sample.path}: {reason}"
-                if self.progress:
-                    self.progress("checking images", done, len(samples))
+        failures = undecodable(samples, self.progress)
         if failures and self.config.strict:
             raise DataError(f"{next(iter(failures.values()))} (data.strict stops here)")
         self.unreadable += [failure for failure in failures.values() if failure not in self.unreadable]
@@ -280,7 +269,7 @@ class DataModule(LightningDataModule):
         drop_last: bool = False,
         batch_size: int | None = None,
     ) -> ImageLoader:
-        """Batches of a split (see `collate`); unreadable images are recorded, global generators left alone."""
+        """Batches of a split (see `collate`); records unreadable images, leaves global generators alone."""
         dataset = self.dataset(split, augment, view=view)
         size = batch_size or self.config.batch_size
         return ImageLoader(
@@ -304,31 +293,3 @@ class DataModule(LightningDataModule):
     def test_dataloader(self) -> ImageLoader:
         """Plain test batches in order."""
         return self.loader("test")
-
-
-def _failure(sample: Sample) -> str | None:
-    if sample.file is None:
-        return None
-    try:
-        check_image(sample.file)
-    except UnreadableImage as error:
-        return error.reason
-    return None
-
-
-def _check(config: DataConfig) -> None:
-    for key, value, known in (
-        ("sampling", config.sampling, SAMPLINGS),
-        ("augment.preset", config.augment.preset, PRESETS),
-    ):
-        if value not in known:
-            raise DataError(
-                f"data.{key} is '{value}'; known are {', '.join(known)}.{nearest(str(value), known)}"
-            )
-    for key, number, least in (
-        ("batch_size", config.batch_size, 1),
-        ("num_workers", config.num_workers, 0),
-        ("augment.views", config.augment.views, 0),
-    ):
-        if number < least:
-            raise DataError(f"data.{key} is {number}; it must be {least} or more.")

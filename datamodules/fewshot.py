@@ -11,7 +11,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 
-from .errors import DataError, counted, nearest, some
+from .errors import counted, some
 
 FRACTIONS: dict[str, float] = {
     "test": 0.3,
@@ -24,23 +24,6 @@ MAX_VAL_SHOTS = 4
 def digest(*parts: object) -> bytes:
     """SHA-256 of the parts, separated so that ("ab", "c") and ("a", "bc") differ."""
     return hashlib.sha256("\0".join(str(part) for part in parts).encode()).digest()
-
-
-def parse_shots(shots: object) -> int | None:
-    """Read `data.shots`: a positive number, or None for "all".
-
-    Raises:
-        DataError: neither a positive whole number nor "all".
-    """
-    text = str(shots).strip().lower()
-    if text == "all":
-        return None
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise DataError(
-        f"data.shots is '{shots}'; give the number of training images of each class (1 or more), or all."
-        f"{nearest(text, ['all'])}"
-    )
 
 
 def split_by_group(

@@ -11,7 +11,8 @@ from PIL import Image
 
 from .errors import DataError, nearest
 from .fewshot import digest
-from .reef_fish import Pose, draw_fish
+from .reef_bodies import draw_fish
+from .reef_fish import Pose
 from .reef_species import NAMES, SPECIES, Species
 from .reef_water import draw_bubbles, draw_water, make_murky
 

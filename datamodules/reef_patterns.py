@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .reef_species import Colour, Point, Shape, Species
+from .reef_shapes import Point, Shape
+from .reef_species import Colour, Species
 
 _TURN = [(math.cos(a), math.sin(a)) for a in np.linspace(0, 2 * math.pi, 11)[:-1].tolist()]
 _ARC = [(math.cos(a), math.sin(a)) for a in np.linspace(-1.3, 1.3, 6).tolist()]

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from limpet.datamodules import DataError
-from limpet.datamodules.fewshot import FRACTIONS, base_and_new, draw, parse_shots, split_by_group
+from limpet.datamodules.checks import parse_shots
+from limpet.datamodules.fewshot import FRACTIONS, base_and_new, draw, split_by_group
 
 ITEMS = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 12)), min_size=1, max_size=80)
 
