@@ -49,6 +49,7 @@ def draw_water(size: int, rng: random.Random) -> Image.Image:
             draw.polygon(ray, fill=(255, 255, 255, rng.randint(14, 34)))
     if rng.random() < 0.75:
         _sea_floor(draw, half, rng)
+    image = image.filter(ImageFilter.BoxBlur(0.9))  # polygons have hard edges
     return image.resize((size, size), Image.Resampling.BILINEAR)
 
 
