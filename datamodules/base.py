@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 import random
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Self
 
@@ -17,18 +15,16 @@ import torch
 from lightning import LightningDataModule
 from PIL import Image
 
+from .checks import check_config, parse_shots, undecodable
 from .configs import DataConfig
 from .errors import DataError, counted, nearest, some
-from .fewshot import MAX_VAL_SHOTS, draw, draw_dassl, parse_shots, short_classes
-from .images import UnreadableImage, check_image
+from .fewshot import MAX_VAL_SHOTS, draw, draw_dassl, short_classes
+from .images import UnreadableImage
 from .listing import SPLITS, Listing, Sample
 from .loading import EpochSampler, ImageDataset, ImageLoader, Transform, collate, read_sample
 from .splitting import make_pools
 
 __all__ = ["DataModule", "EpochSampler", "ImageDataset", "ImageLoader", "Listing", "Sample", "collate"]
-
-SAMPLINGS = ("limpet", "dassl")
-PRESETS = ("natural", "aerial", "microscopy", "none")
 
 
 class DataModule(LightningDataModule):
@@ -42,7 +38,8 @@ class DataModule(LightningDataModule):
         samples: {"train", "val", "test": samples}; train and val hold the few-shot draw.
         report: sentences for the plan.
         unreadable: "path: reason" of each image that could not be decoded; grows while batches are made.
-        keys: names in `Sample.extra` that items carry besides path, index, label and image; set it before loading.
+        keys: names in `Sample.extra` that items carry besides path, index, label and image; set it before
+            loading.
         progress: called with (what, done, total) while many images are checked, or None.
     """
 
@@ -51,7 +48,7 @@ class DataModule(LightningDataModule):
         self.config = config
         self.seed = int(seed)
         self._shots = parse_shots(config.shots)
-        _check(config)
+        check_config(config)
         self.class_names: list[str] = []
         self.class_texts: dict[str, list[str]] = {}
         self.samples: dict[str, list[Sample]] = {}
@@ -152,14 +149,7 @@ class DataModule(LightningDataModule):
 
     def _check_images(self, samples: Sequence[Sample]) -> set[str]:
         """Decode images to see that they can be; returns the paths of those that cannot."""
-        failures: dict[str, str] = {}
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-            results = threads.map(_failure, samples)
-            for done, (sample, reason) in enumerate(zip(samples, results, strict=True), start=1):
-                if reason:
-                    failures[sample.path] = f"{sample.path}: {reason}"
-                if self.progress:
-                    self.progress("checking images", done, len(samples))
+        failures = undecodable(samples, self.progress)
         if failures and self.config.strict:
             raise DataError(f"{next(iter(failures.values()))} (data.strict stops here)")
         self.unreadable += [failure for failure in failures.values() if failure not in self.unreadable]
@@ -175,7 +165,8 @@ class DataModule(LightningDataModule):
         if self.unreadable:
             self.report.append(
                 f"{counted(len(self.unreadable), 'image')} cannot be read and "
-                f"{'was' if len(self.unreadable) == 1 else 'were'} left out of the draw: {some(self.unreadable, 4)}."
+                f"{'was' if len(self.unreadable) == 1 else 'were'} left out of the draw: "
+                f"{some(self.unreadable, 4)}."
             )
 
     def set_transforms(self, train: Transform, evaluate: Transform) -> None:
@@ -213,9 +204,10 @@ class DataModule(LightningDataModule):
         """What was drawn, as JSON-able data.
 
         Returns:
-            {"format", "data", "classes", "shots", "seed", "split_seed", "sampling", "splits": {split: {"paths",
-            "labels", and "groups" and "domains" where there are any}}, "hash"}. The hash is a SHA-256 of classes and
-            splits; the order of listing and the location of the root do not enter it.
+            {"format", "data", "classes", "shots", "seed", "split_seed", "sampling", "splits": {split:
+            {"paths", "labels", and "groups" and "domains" where there are any}}, "hash"}. The hash is a
+            SHA-256 of classes and splits; the order of listing and the location of the root do not enter
+            it.
         """
         self.setup()
         splits: dict[str, dict[str, list[Any]]] = {}
@@ -277,7 +269,7 @@ class DataModule(LightningDataModule):
         drop_last: bool = False,
         batch_size: int | None = None,
     ) -> ImageLoader:
-        """Batches of a split (see `collate`), recording unreadable images; the global generators stay untouched."""
+        """Batches of a split (see `collate`); records unreadable images, leaves global generators alone."""
         dataset = self.dataset(split, augment, view=view)
         size = batch_size or self.config.batch_size
         return ImageLoader(
@@ -291,7 +283,7 @@ class DataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> ImageLoader:
-        """Augmented training batches in the order of (seed, epoch); a last short one is dropped if others exist."""
+        """Augmented training batches in the order of (seed, epoch); a short last one goes if others exist."""
         return self.loader("train", augment=True, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> ImageLoader:
@@ -301,31 +293,3 @@ class DataModule(LightningDataModule):
     def test_dataloader(self) -> ImageLoader:
         """Plain test batches in order."""
         return self.loader("test")
-
-
-def _failure(sample: Sample) -> str | None:
-    if sample.file is None:
-        return None
-    try:
-        check_image(sample.file)
-    except UnreadableImage as error:
-        return error.reason
-    return None
-
-
-def _check(config: DataConfig) -> None:
-    for key, value, known in (
-        ("sampling", config.sampling, SAMPLINGS),
-        ("augment.preset", config.augment.preset, PRESETS),
-    ):
-        if value not in known:
-            raise DataError(
-                f"data.{key} is '{value}'; known are {', '.join(known)}.{nearest(str(value), known)}"
-            )
-    for key, number, least in (
-        ("batch_size", config.batch_size, 1),
-        ("num_workers", config.num_workers, 0),
-        ("augment.views", config.augment.views, 0),
-    ):
-        if number < least:
-            raise DataError(f"data.{key} is {number}; it must be {least} or more.")

@@ -17,8 +17,9 @@ _USUAL_FOLDERS = ("images", "101_ObjectCategories", "jpg", "2750", "UCF-101-midf
 class CoopSplitsDataModule(DataModule):
     """A split file of the form {"train": [[path, label, class name], ...], "val": ..., "test": ...}.
 
-    The order of the file is kept, which `data.sampling=dassl` needs to give the published shots. Images are looked
-    for in `data.image_dir`, else in the usual folders of these data sets and in every folder of the root.
+    The order of the file is kept, which `data.sampling=dassl` needs to give the published shots. Images are
+    looked for in `data.image_dir`, else in the usual folders of these data sets and in every folder of the
+    root.
     """
 
     config: CoopSplitsConfig
@@ -96,7 +97,8 @@ def _read(file: Path) -> list[tuple[str, str, int, str]]:
         ]
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(
-            f'{file} is not a split file {{"train": [[path, label, class name], ...], "val": ..., "test": ...}}: {error}'
+            f"{file} is not a split file "
+            f'{{"train": [[path, label, class name], ...], "val": ..., "test": ...}}: {error}'
         ) from error
     if not entries:
         raise DataError(f"{file} lists no images under train, val or test; it has {some(sorted(content))}.")

@@ -1,7 +1,7 @@
 """Splitting and few-shot sampling: pure functions over lists, deterministic, each with its own randomness.
 
-Choices are made by sorting SHA-256 digests of (seed, name, path) instead of by a running generator: they do not
-depend on the order in which files are listed, on the other classes, or on any global random state.
+Choices are made by sorting SHA-256 digests of (seed, name, path) instead of by a running generator: they do
+not depend on the order in which files are listed, on the other classes, or on any global random state.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 
-from .errors import DataError, counted, nearest, some
+from .errors import counted, some
 
 FRACTIONS: dict[str, float] = {
     "test": 0.3,
@@ -26,23 +26,6 @@ def digest(*parts: object) -> bytes:
     return hashlib.sha256("\0".join(str(part) for part in parts).encode()).digest()
 
 
-def parse_shots(shots: object) -> int | None:
-    """Read `data.shots`: a positive number, or None for "all".
-
-    Raises:
-        DataError: neither a positive whole number nor "all".
-    """
-    text = str(shots).strip().lower()
-    if text == "all":
-        return None
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise DataError(
-        f"data.shots is '{shots}'; give the number of training images of each class (1 or more), or all."
-        f"{nearest(text, ['all'])}"
-    )
-
-
 def split_by_group(
     classes: Sequence[str],
     groups: Sequence[Hashable],
@@ -52,8 +35,8 @@ def split_by_group(
     """Divide items into splits, class by class, keeping every group on one side.
 
     Larger groups are placed first, each where most images are still wanted, so that the shares come near to
-    `fractions` also with uneven groups. A class with fewer groups than splits fills the splits in the order of
-    `fractions`. A group that spans classes is placed once, with its rarest class.
+    `fractions` also with uneven groups. A class with fewer groups than splits fills the splits in the order
+    of `fractions`. A group that spans classes is placed once, with its rarest class.
 
     Args:
         classes: class of each item.
@@ -137,9 +120,9 @@ def draw_dassl(
 ) -> list[int]:
     """Draw few shots in the order of Dassl, the code base under CoOp and its successors.
 
-    Classes come in the order of their first item; each takes `rng.sample` of its items, or all of them in their
-    order where there are not enough (with `repeat`, `rng.choices`). Draw train first and then val from one
-    `random.Random(seed)` to get the published shots.
+    Classes come in the order of their first item; each takes `rng.sample` of its items, or all of them in
+    their order where there are not enough (with `repeat`, `rng.choices`). Draw train first and then val
+    from one `random.Random(seed)` to get the published shots.
 
     Args:
         labels: label of each item, in the order of the split file.
@@ -183,7 +166,7 @@ def relabel(labels: Sequence[int], keep: Sequence[int]) -> tuple[list[int], list
 
 
 def short_classes(labels: Sequence[int], names: Sequence[str], shots: int, what: str) -> list[str]:
-    """Say in at most two sentences which classes have fewer than `shots` items (they are kept), and which none."""
+    """Say which classes have fewer than `shots` items (they are kept) and which none: 0 to 2 sentences."""
     have = Counter(labels)
     sentences = []
     few = [f"{name} ({have[i]})" for i, name in enumerate(names) if 0 < have[i] < shots]

@@ -30,9 +30,9 @@ class FolderDataModule(DataModule):
     """A folder with one sub-folder of images for each class.
 
     Sub-folders train, val (valid, validation, dev) and test may stand above the classes. A labels.csv in the
-    root is read as a table instead. A classnames.csv (folder, name, optionally label) gives text names, with a
-    row for each of several names of one folder. Hidden files are ignored, images below a class folder belong to
-    it at any depth, links are followed but never in a circle.
+    root is read as a table instead. A classnames.csv (folder, name, optionally label) gives text names,
+    with a row for each of several names of one folder. Hidden files are ignored, images below a class
+    folder belong to it at any depth, links are followed but never in a circle.
     """
 
     config: FolderConfig
@@ -116,7 +116,7 @@ def _has_folders(folder: Path) -> bool:
 
 
 def _walk(folder: Path, closed: set[str], others: Counter[str]) -> Iterator[Path]:
-    """Images below a folder; real folders in `closed` are not entered, so that links cannot lead in a circle."""
+    """Images below a folder; real folders in `closed` are not entered, so links cannot lead in a circle."""
     closed.add(os.path.realpath(folder))
     for name in _visible(folder):
         path = folder / name
@@ -136,12 +136,14 @@ def _need_images(
         return
     if any(kind in DICOM_SUFFIXES for kind in others):
         raise DataError(
-            f"{root} holds DICOM files; export them as 8-bit PNG or JPEG, with the window you want to see, first."
+            f"{root} holds DICOM files; export them as 8-bit PNG or JPEG, with the window you want to "
+            "see, first."
         )
     loose = [name for name in _visible(root) if is_image_name(name)]
     if loose:
         raise DataError(
-            f"{root} holds {counted(len(loose), 'image')} but no class folders: put the images of each class into a "
+            f"{root} holds {counted(len(loose), 'image')} but no class folders: put the images of each "
+            "class into a "
             "folder of its name, or list them in a labels.csv with the columns path and label."
         )
     what = (

@@ -64,8 +64,8 @@ def read_image(path: str | Path) -> Image.Image:
 
     The EXIF rotation is applied; the first frame of an animation is taken; transparent parts become white.
     16-bit grey is scaled linearly from its range to 0-255: the range its file declares, else the smallest of
-    8, 12 and 16 bits that holds its brightest pixel. Floating-point pixels are taken as 0-1 or 0-255 where they
-    fit, else stretched from smallest to largest.
+    8, 12 and 16 bits that holds its brightest pixel. Floating-point pixels are taken as 0-1 or 0-255 where
+    they fit, else stretched from smallest to largest.
 
     Args:
         path: the file.
@@ -74,7 +74,8 @@ def read_image(path: str | Path) -> Image.Image:
         A PIL image of mode RGB that no longer needs the file.
 
     Raises:
-        UnreadableImage: missing, empty, damaged, too large, or of a kind that is not a picture in three bands.
+        UnreadableImage: missing, empty, damaged, too large, or of a kind that is not a picture in three
+            bands.
     """
     return _decode(path, check_only=False)
 

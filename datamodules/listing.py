@@ -84,7 +84,7 @@ def default_text(name: str) -> str:
 
 
 def order_classes(names: Sequence[str], labels: Mapping[str, int]) -> list[str]:
-    """Sort class names by label where the data has labels, else by code point; names without a label come last."""
+    """Sort class names by label where there are labels, else by code point; those without one come last."""
     return sorted(set(names), key=lambda name: (name not in labels, labels.get(name, 0), name))
 
 
@@ -201,7 +201,8 @@ def texts_for(
     for phrase, names in sorted(owners.items()):
         if len(names) > 1:
             report.append(
-                f"The classes {some(names)} share the text name '{phrase}': text alone cannot tell them apart."
+                f"The classes {some(names)} share the text name '{phrase}': text alone cannot tell "
+                "them apart."
             )
     return texts, report
 

@@ -41,9 +41,10 @@ def plain_tensor(image: Image.Image) -> Tensor:
 class ImageDataset(Dataset[Item]):
     """Samples as items {"path", "index", "label", "image": Tensor (3, H, W)} and the extras in `keys`.
 
-    A random transform gives the same result for the same (seed, epoch or view, sample.index), whatever came before
-    and in whichever process. An image that cannot be decoded gives {"path", "index", "unreadable": reason}; `collate`
-    drops it and lists it under the batch key `unreadable`, which `ImageLoader` takes out again and hands to `note`.
+    A random transform gives the same result for the same (seed, epoch or view, sample.index), whatever came
+    before and in whichever process. An image that cannot be decoded gives {"path", "index", "unreadable":
+    reason}; `collate` drops it and lists it under the batch key `unreadable`, which `ImageLoader` takes out
+    again and hands to `note`.
 
     Attributes:
         samples: the samples, in order.
@@ -129,8 +130,8 @@ def _extra(sample: Sample, key: str) -> Any:
 def collate(items: Sequence[Item]) -> dict[str, Any]:
     """Make a batch: images stacked to (B, 3, H, W), numbers to tensors (B,), all else to lists.
 
-    Items that could not be decoded are left out and described under "unreadable" (a list of sentences, often empty);
-    a batch of nothing else has that key alone.
+    Items that could not be decoded are left out and described under "unreadable" (a list of sentences,
+    often empty); a batch of nothing else has that key alone.
     """
     failures = [f"{item['path']}: {item['unreadable']}" for item in items if "unreadable" in item]
     good = [item for item in items if "unreadable" not in item]

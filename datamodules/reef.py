@@ -20,7 +20,7 @@ LOOKS = {"clear": ("clear",), "murky": ("murky",), "both": ("clear", "murky")}
 
 
 class ReefDataModule(DataModule):
-    """Species whose names describe them, each with its own pool of drawings; the domain is the look of the water.
+    """Species whose names describe them, each with a pool of drawings; the domain is the look of the water.
 
     A drawing is a function of (drawing seed, species, number); both looks show the same fish.
     """
@@ -44,14 +44,20 @@ class ReefDataModule(DataModule):
         """Every drawing there is, train before val before test."""
         config = self.config
         names = list(NAMES[: config.species])
-        given = [s for s, n in (("train", config.train), ("val", config.val), ("test", config.test)) for _ in range(n)]
+        given = [
+            s
+            for s, n in (("train", config.train), ("val", config.val), ("test", config.test))
+            for _ in range(n)
+        ]
         samples: list[Sample] = []
         splits: list[str | None] = []
         for label, name in enumerate(names):
             for number, split in enumerate(given):
                 for look in LOOKS[config.look]:
                     path = f"{look}/{name}/{number:05d}"
-                    samples.append(Sample(path, label, domain=look, extra={"species": name, "number": number}))
+                    samples.append(
+                        Sample(path, label, domain=look, extra={"species": name, "number": number})
+                    )
                     splits.append(split)
         return Listing(names, {name: [name] for name in names}, samples, splits)
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from .errors import DataError, nearest
 from .fewshot import digest
-from .reef_fish import Pose, draw_fish
+from .reef_bodies import draw_fish
+from .reef_fish import Pose
 from .reef_species import NAMES, SPECIES, Species
 from .reef_water import draw_bubbles, draw_water, make_murky
 
@@ -77,7 +78,8 @@ def draw_scene(
     """
     if not (16 <= size <= 1024 and count >= 0 and 0 <= murkiness <= 1 and facing in (None, "left", "right")):
         raise DataError(
-            f"A scene needs size 16-1024, count 0 or more, murkiness 0-1 and facing left or right; got size {size}, "
+            "A scene needs size 16-1024, count 0 or more, murkiness 0-1 and facing left or right; got "
+            f"size {size}, "
             f"count {count}, murkiness {murkiness}, facing {facing}."
         )
     wanted = [species] if isinstance(species, str | int) else list(species)
@@ -90,7 +92,7 @@ def draw_scene(
     names, facings = [], []
     for number in range(count):
         kind = kinds[number % len(kinds)]
-        pose = _free_pose(count, boxes, side, rng, facing, length)
+        pose = _free_pose(count, boxes, side, rng, facing=facing, length=length)
         left, top, right, bottom = draw_fish(canvas, kind, pose, rng)
         boxes.append((max(0.0, left), max(0.0, top), min(float(side), right), min(float(side), bottom)))
         names.append(kind.name)
@@ -102,7 +104,13 @@ def draw_scene(
 
 
 def _free_pose(
-    count: int, boxes: Sequence[Box], side: int, rng: random.Random, facing: str | None, length: float | None
+    count: int,
+    boxes: Sequence[Box],
+    side: int,
+    rng: random.Random,
+    *,
+    facing: str | None,
+    length: float | None,
 ) -> Pose:
     """A pose whose centre is far from the others; the best of some tries."""
     share = rng.uniform(0.5, 0.84) / max(1.0, math.sqrt(count) * 1.02)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .reef_species import Colour, Point, Shape, Species
-
+from .reef_shapes import Point, Shape
+from .reef_species import Colour, Species
 
 _TURN = [(math.cos(a), math.sin(a)) for a in np.linspace(0, 2 * math.pi, 11)[:-1].tolist()]
 _ARC = [(math.cos(a), math.sin(a)) for a in np.linspace(-1.3, 1.3, 6).tolist()]
@@ -93,7 +93,9 @@ def _spots(species: Species, shape: Shape, rng: random.Random) -> list[Mark]:
         x = -0.8 + (row % 2) * step / 2
         while x < 0.95:
             jitter = rng.uniform(-0.18, 0.18) * step, rng.uniform(-0.18, 0.18) * step
-            result.append(Mark(_disc(x + jitter[0], y + jitter[1], radius * rng.uniform(0.75, 1.2)), species.mark))
+            result.append(
+                Mark(_disc(x + jitter[0], y + jitter[1], radius * rng.uniform(0.75, 1.2)), species.mark)
+            )
             x += step
         y += step * 0.86
         row += 1
@@ -112,8 +114,7 @@ def _rear(species: Species, shape: Shape, rng: random.Random) -> list[Mark]:
 
 def _back(species: Species, shape: Shape, rng: random.Random) -> list[Mark]:
     low = 1 - 2 * species.width + rng.uniform(-0.05, 0.05)
-    if low > 0.35:
-        low = 0.35
+    low = min(low, 0.35)
     return [Mark(_along(shape, low, 1.2), species.mark)]
 
 
@@ -142,7 +143,9 @@ def _slanted(species: Species, shape: Shape, rng: random.Random) -> list[Mark]:
     for i in range(species.number):
         x, half = 1.0 - step * i + shift, species.width * step / 2
         line = [(x + 0.5 * y + 0.12 * math.sin(3 * y), y) for y in np.linspace(-0.7, 0.7, 9).tolist()]
-        result.append(Mark([(a - half, b) for a, b in line] + [(a + half, b) for a, b in reversed(line)], species.mark))
+        result.append(
+            Mark([(a - half, b) for a, b in line] + [(a + half, b) for a, b in reversed(line)], species.mark)
+        )
     return result
 
 
@@ -153,7 +156,9 @@ def _bows(species: Species, shape: Shape, rng: random.Random) -> list[Mark]:
         radius, half = step * (i + 0.6), species.width * step / 2
         angles = np.linspace(0, 2 * math.pi, 25).tolist()
         outer = [(centre + (radius + half) * math.cos(a), (radius + half) * math.sin(a)) for a in angles]
-        inner = [(centre + (radius - half) * math.cos(a), (radius - half) * math.sin(a)) for a in reversed(angles)]
+        inner = [
+            (centre + (radius - half) * math.cos(a), (radius - half) * math.sin(a)) for a in reversed(angles)
+        ]
         result.append(Mark(outer + inner, species.mark))
     return result
 

@@ -1,4 +1,4 @@
-"""The water around the fish: gradient, light, sand, rocks and plants; bubbles in front; and murkiness over all."""
+"""The water around the fish: gradient, light, sand, corals, plants; bubbles in front; murkiness over all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ _WATERS: tuple[tuple[Colour, Colour], ...] = (
 )
 _SANDS: tuple[Colour, ...] = ((226, 208, 164), (206, 188, 150), (236, 222, 190), (188, 172, 148))
 _PLANTS: tuple[Colour, ...] = ((58, 124, 62), (92, 140, 52), (40, 104, 84), (128, 128, 58))
-_CORALS: tuple[Colour, ...] = ((206, 104, 96), (186, 120, 160), (214, 150, 88), (150, 110, 130), (110, 112, 118))
+_CORALS: tuple[Colour, ...] = (
+    (206, 104, 96),
+    (186, 120, 160),
+    (214, 150, 88),
+    (150, 110, 130),
+    (110, 112, 118),
+)
 
 
 def draw_water(size: int, rng: random.Random) -> Image.Image:
@@ -34,11 +40,16 @@ def draw_water(size: int, rng: random.Random) -> Image.Image:
     draw = ImageDraw.Draw(image, "RGBA")
     if rng.random() < 0.6:
         for _ in range(rng.randint(2, 4)):
-            x, width, lean = rng.uniform(-0.2, 1.1) * half, rng.uniform(0.04, 0.14) * half, rng.uniform(-0.4, 0.4) * half
+            x, width, lean = (
+                rng.uniform(-0.2, 1.1) * half,
+                rng.uniform(0.04, 0.14) * half,
+                rng.uniform(-0.4, 0.4) * half,
+            )
             ray = [(x, 0), (x + width, 0), (x + lean + 2.2 * width, half), (x + lean, half)]
             draw.polygon(ray, fill=(255, 255, 255, rng.randint(14, 34)))
     if rng.random() < 0.75:
         _sea_floor(draw, half, rng)
+    image = image.filter(ImageFilter.BoxBlur(0.9))  # polygons have hard edges
     return image.resize((size, size), Image.Resampling.BILINEAR)
 
 
@@ -62,10 +73,15 @@ def _plant(draw: ImageDraw.ImageDraw, x: float, y: float, height: float, rng: ra
     for _ in range(rng.randint(2, 4)):
         tall, width, lean = height * rng.uniform(0.6, 1), height * 0.05, rng.uniform(-0.25, 0.25)
         steps = [i / 9 for i in range(10)]
-        line = [(x + tall * (lean * t + 0.07 * math.sin(phase + 6 * t)), y - tall * t, width * (1.05 - t)) for t in steps]
+        line = [
+            (x + tall * (lean * t + 0.07 * math.sin(phase + 6 * t)), y - tall * t, width * (1.05 - t))
+            for t in steps
+        ]
         blade = [(a - w, b) for a, b, w in line] + [(a + w, b) for a, b, w in reversed(line)]
         light = rng.uniform(0.75, 1.15)
-        draw.polygon(blade, fill=(round(colour[0] * light), round(colour[1] * light), round(colour[2] * light)))
+        draw.polygon(
+            blade, fill=(round(colour[0] * light), round(colour[1] * light), round(colour[2] * light))
+        )
         x += rng.uniform(-0.14, 0.14) * height
 
 
@@ -89,7 +105,9 @@ def draw_bubbles(image: Image.Image, rng: random.Random) -> None:
         for _ in range(rng.randint(2, 7)):
             y, r = rng.uniform(0, size), rng.uniform(0.008, 0.024) * size
             box = (x - r, y - r, x + r, y + r)
-            draw.ellipse(box, fill=(235, 250, 255, 70), outline=(245, 252, 255, 190), width=max(1, round(r / 4)))
+            draw.ellipse(
+                box, fill=(235, 250, 255, 70), outline=(245, 252, 255, 190), width=max(1, round(r / 4))
+            )
             x += rng.uniform(-0.06, 0.06) * size
 
 

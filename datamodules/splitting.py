@@ -24,8 +24,8 @@ def make_pools(listing: Listing, config: DataConfig) -> Pools:
     """Divide a listing into train, val and test.
 
     Splits that the data gives are kept; what is missing is carved out of train, class by class and by group.
-    Without any, each class is divided 50/20/30. With `train_domains`, every domain is divided by itself, and the
-    images of domains that are never trained on are all test images.
+    Without any, each class is divided 50/20/30. With `train_domains`, every domain is divided by itself,
+    and the images of domains that are never trained on are all test images.
 
     Raises:
         DataError: a domain that does not exist, or domains asked for without a domain column.
@@ -66,7 +66,7 @@ def _complete(listing: Listing, config: DataConfig) -> tuple[list[str | None], l
             report.append(
                 "The data gives no split; each class was divided 50/20/30 into train, val and test."
             )
-        return _divide(names, samples, given, whole, FRACTIONS, config, report), report
+        return _divide(names, samples, given, whole, FRACTIONS, config=config, report=report), report
     pool = [i for i, split in enumerate(given) if split == "train"]
     if not pool:
         return given, report
@@ -76,7 +76,7 @@ def _complete(listing: Listing, config: DataConfig) -> tuple[list[str | None], l
         fractions = {"train": 1 - sum(missing.values()), **missing}
         shares = " and ".join(f"{share:.0%} of it became {split}" for split, share in missing.items())
         report.append(f"The data gives train but no {' and no '.join(missing)} split: {shares}.")
-        return _divide(names, samples, given, pool, fractions, config, report), report
+        return _divide(names, samples, given, pool, fractions, config=config, report=report), report
     return given, report
 
 
@@ -86,6 +86,7 @@ def _divide(
     given: Sequence[str | None],
     which: Sequence[int],
     fractions: dict[str, float],
+    *,
     config: DataConfig,
     report: list[str],
 ) -> list[str | None]:
@@ -105,7 +106,8 @@ def _divide(
     dropped = sum(result[i] is None for i in foreign)
     if dropped:
         report.append(
-            f"{counted(dropped, 'image')} of other domains left out: their groups are trained on in another domain."
+            f"{counted(dropped, 'image')} of other domains left out: their groups are trained on in "
+            "another domain."
         )
     return result
 
@@ -116,7 +118,8 @@ def _check_domains(samples: Sequence[Sample], config: DataConfig) -> None:
         for domain in wanted or []:
             if not known:
                 raise DataError(
-                    f"data.{key} asks for '{domain}', but the images have no domain; name the column that holds it "
+                    f"data.{key} asks for '{domain}', but the images have no domain; name the column "
+                    "that holds it "
                     "with data.domain_column."
                 )
             if domain not in known:
@@ -137,7 +140,8 @@ def _leaks(pools: dict[str, list[Sample]]) -> list[str]:
         both = sorted(group for group, splits in where.items() if {one, other} <= splits)
         if both:
             report.append(
-                f"{counted(len(both), 'group')} with images in both {one} and {other} (the data's own split): "
+                f"{counted(len(both), 'group')} with images in both {one} and {other} (the data's own "
+                "split): "
                 f"{some(both, 3)}. Results on {other} may be too good."
             )
     return report

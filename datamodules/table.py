@@ -30,7 +30,7 @@ from .listing import (
 
 
 class TableDataModule(DataModule):
-    """A table with the columns path and label (or class), and optionally split, group, domain, caption, value.
+    """A table with the columns path and label (or class); optionally split, group, domain, caption, value.
 
     Cells are text as written (`no`, `007`, `NA` are names). With both `class` and a whole-number `label`, the
     label gives the order of the classes. Further columns are kept in `Sample.extra`.
@@ -90,7 +90,8 @@ def read_listing(table: Path, root: Path, config: TableConfig) -> Listing:
         if path in first:
             if names[first[path]] != names[i]:
                 raise DataError(
-                    f"{table}: the image {path} has the labels '{names[first[path]]}' and '{names[i]}'. Images with "
+                    f"{table}: the image {path} has the labels '{names[first[path]]}' and "
+                    f"'{names[i]}'. Images with "
                     "several labels (multi-label) cannot be classified here: keep one row for each image."
                 )
             repeated += 1
@@ -116,7 +117,7 @@ def read_listing(table: Path, root: Path, config: TableConfig) -> Listing:
 
 
 def read_table(table: Path) -> pd.DataFrame:
-    """Read a CSV (comma, semicolon or tab) or Parquet file with every cell as text, empty where there is none.
+    """Read a CSV (comma, semicolon, tab) or Parquet file with every cell as text, empty where there is none.
 
     Raises:
         DataError: missing, empty, not UTF-8, or not a table.
@@ -187,7 +188,8 @@ class _Columns:
     def _need(self, column: str, key: str) -> str:
         if column not in self._known:
             raise DataError(
-                f"{self._table} has no column '{column}' (data.{key}); its columns are {some(self._known, 20)}."
+                f"{self._table} has no column '{column}' (data.{key}); its columns are "
+                f"{some(self._known, 20)}."
                 f"{nearest(column, self._known)}"
             )
         return column
@@ -280,8 +282,10 @@ def _splits(
     unknown = sorted(cell for cell, split in words.items() if cell and split is None)
     if unknown:
         raise DataError(
-            f"{table}: the column '{columns.split}' holds {some(unknown)}, where train, val or test are expected. If "
-            f"it says where an image comes from, set data.domain_column={columns.split}; splits are then made."
+            f"{table}: the column '{columns.split}' holds {some(unknown)}, where train, val or test "
+            "are expected. If "
+            f"it says where an image comes from, set data.domain_column={columns.split}; splits are "
+            "then made."
         )
     return [words[cell] for cell in cells] if any(words.values()) else None
 
