@@ -33,7 +33,7 @@ class Session:
         training_classes: the classes trained on (base, under base_to_new).
         backbone: the frozen CLIP.
         adapter: the adapter, set up for `training_classes`, untrained.
-        notes: sentences for the plan and the results.
+        notes: sentences about the data and the classes, for the plan and the results.
     """
 
     recipe: Recipe
@@ -99,7 +99,7 @@ def prepare(recipe: Recipe) -> Session:
     adapter = method(config).setup(backbone, training)
     data.set_transforms(backbone.transform(train=True, augment=recipe.data.augment), backbone.transform())
     session = Session(recipe, data, classes, training, backbone, adapter)
-    session.notes = [*recipe.notes, *data.report, *unseen_names(backbone, classes)]
+    session.notes = [*data.report, *unseen_names(backbone, classes)]
     return session
 
 

@@ -35,10 +35,12 @@ def plan(session: Session, manifest: Mapping[str, Any] | None = None) -> None:
     classes = f"{base} base + {every - base} new" if recipe.protocol == "base_to_new" else str(every)
     counts = ", ".join(f"{len(samples[split])} {split}" for split in ("train", "val", "test"))
     share = f"{trained:,} of {frozen + trained:,} ({100 * trained / (frozen + trained):.3f} %)" if trained else "none"
+    if session.trainable and not trained:
+        share = "as many as the training images give"
     lines = {
         "recipe": f"{recipe.name}  (seed {recipe.seed}, protocol {recipe.protocol})",
         "backbone": f"{source}  {spec.image_size} px, {spec.precision}, frozen",
-        "method": f"{recipe.method.get('recipe', recipe.method['name'])}  trained parameters: {share}",
+        "method": f"{adapter.variant(adapter.config)}  trained parameters: {share}",
         "classes": classes,
         "images": f"{counts}  ({recipe.data.shots} shots)",
         "split": f"{manifest['hash'][:12]}",
@@ -52,7 +54,7 @@ def plan(session: Session, manifest: Mapping[str, Any] | None = None) -> None:
     for key, value in lines.items():
         table.add_row(f"[bold]{key}[/bold]", escape(value))
     console.print(table)
-    for note in session.notes:
+    for note in (*recipe.notes, *session.notes):
         console.print(f"[yellow]note[/yellow] {escape(note)}")
 
 
