@@ -96,7 +96,7 @@ def predict_command(
             f"The predictions cannot be written to {target}: {error.strerror or error}."
         ) from None
     seconds = time.perf_counter() - started
-    _show(console, classifier, first, len(images))
+    _show(console, first, len(images), Path(os.path.commonpath(images)))
     console.print(f"{len(images)} images in {seconds:.1f} s ({len(images) / max(seconds, 1e-9):.0f} a second)",
                   highlight=False)  # fmt: skip
     console.print(f"Predictions: {target}", highlight=False, markup=False, soft_wrap=True)
@@ -154,7 +154,8 @@ def _write(
     return first, broken
 
 
-def _show(console: Console, classifier: Classifier, first: list[Any], count: int) -> None:
+def _show(console: Console, first: list[Any], count: int, common: Path) -> None:
+    """Print the first predictions, their paths below the folder they have in common."""
     from rich.table import Table
     from rich.text import Text
 
@@ -167,7 +168,9 @@ def _show(console: Console, classifier: Classifier, first: list[Any], count: int
             texts = Text(str(prediction.label)), Text(f"{prediction.probability:.3f}")
         else:
             texts = Text("not readable", style="red"), Text("")
-        table.add_row(Text(_printable(prediction.path)), *texts)
+        path = Path(prediction.path)
+        short = path.name if path == common else path.relative_to(common)
+        table.add_row(Text(_printable(str(short))), *texts)
     console.print(table)
 
 
