@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -97,7 +98,7 @@ def evaluate(run: RunName, overrides: Overrides = None, runs: RunsDir = RUNS) ->
     for word in words:
         _module("compose").parse_override(word)
     folder = _module("runs").resolve_run(run, runs)
-    _module("runner").evaluate(folder, words)
+    _module("evaluate").evaluate_run(folder, words)
 
 
 @app.command(rich_help_panel="Use")
@@ -114,7 +115,8 @@ def predict(
 ) -> None:
     """Classify images with a run's adapter; write a CSV."""
     folder = _module("runs").resolve_run(run, runs)
-    _module("predict").predict_command(folder, path, out, top)
+    if _module("predict").predict_command(folder, path, out, top):
+        raise typer.Exit(1)
 
 
 @app.command(rich_help_panel="Use")
@@ -209,6 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [w for w in words if w != "--debug"] or ["--help"]
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # the sentence, not the source line
     interrupted = threading.Event()
     previous = _notice_interrupts(interrupted)
     try:

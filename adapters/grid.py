@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import compare, files, runner
+from . import compare, files, runner, runs
 from .errors import RunError
 from .show import console
 
@@ -51,6 +51,7 @@ def fit_grid(recipes: Sequence[Recipe]) -> Path:
             console.print(f"{head}: already finished")
             continue
         console.rule(head)
+        runs.mark_current(cell)
         try:
             if (cell / "recipe.yaml").exists():
                 runner.resume(cell)

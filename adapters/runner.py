@@ -8,7 +8,7 @@ import logging
 import shutil
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,10 +101,21 @@ def execute(session: Session, run_dir: Path) -> Path:
     env["seconds"] = {k: round(v, 3) for k, v in seconds.items()}
     files.write_json(run_dir / "env.json", env)
     files.write_json(run_dir / "metrics.json.part", metrics)
-    report.write_report(run_dir, metrics)
+    report.write_report(run_dir, metrics, thumbnails(session))
     (run_dir / "metrics.json.part").replace(run_dir / "metrics.json")
     show.results(session, metrics, run_dir)
     return run_dir
+
+
+def thumbnails(session: Session) -> Callable[[str], Any]:
+    """A function from the path of a test image to its picture, drawn or read, or None."""
+    samples = {sample.path: sample for sample in session.data.samples["test"]}
+    reader = session.data.reader
+
+    def find(path: str) -> Any:
+        return reader(samples[path]) if path in samples else None
+
+    return find
 
 
 def with_features(session: Session) -> Any:
@@ -175,6 +186,7 @@ def gradient_training(session: Session, loader: Any, held_out: Sequence[Batch], 
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the data modules' samplers already split by rank
         )
         session.adapter.train()
         last = run_dir / CHECKPOINT
@@ -202,6 +214,7 @@ def metrics_of(session: Session, data: Any, manifest: dict[str, Any], spaces: Sp
         "fingerprint": session.backbone.fingerprint,
         "protocol": recipe.protocol,
         "seed": recipe.seed,
+        "cell": recipe.cell,
         "shots": recipe.data.shots,
         "data": recipe.data.name,
         "split_hash": manifest["hash"],

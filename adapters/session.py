@@ -94,6 +94,7 @@ def prepare(recipe: Recipe) -> Session:
     if tuple(data.class_names) != classes.names:
         data = data.restrict(classes.names)
     training = classes.base() if recipe.protocol == "base_to_new" else classes
+    check_samples(method, config, spec, data)
     backbone = load_backbone(recipe, spec)
     seed_everything(recipe.seed)
     adapter = method(config).setup(backbone, training)
@@ -101,6 +102,19 @@ def prepare(recipe: Recipe) -> Session:
     session = Session(recipe, data, classes, training, backbone, adapter)
     session.notes = [*data.report, *unseen_names(backbone, classes)]
     return session
+
+
+def check_samples(method: type[Adapter], config: Any, spec: BackboneSpec, data: Any) -> None:
+    """Refuse data with nothing to test on, or nothing to fit a method that learns from images."""
+    learns = method.trainable(config, spec) or method.fit_closed_form is not Adapter.fit_closed_form
+    where = getattr(data.config, "root", None) or data.config.name
+    if learns and not data.samples["train"]:
+        raise RecipeError(
+            f"There are no training images in {where}, and '{method.variant(config)}' learns from some. "
+            "Give images of split train, or use method=zero_shot."
+        )
+    if not data.samples["test"]:
+        raise RecipeError(f"There are no test images in {where}: nothing could be measured. Add some, or fewer data.shots.")
 
 
 def load_data(recipe: Recipe) -> Any:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the features of the tests away from the user's own cache."""
+    os.environ["LIMPET_CACHE"] = tempfile.mkdtemp(prefix="limpet-cache-")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

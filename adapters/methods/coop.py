@@ -97,7 +97,9 @@ class CoOp(Adapter):
         if "encoder" not in self._derived:
             texts: Sequence[str] = [self.classes.text(name) for name in self.classes.names]
             length = self.context.shape[-2]
-            self._derived["encoder"] = PromptEncoder(self.backbone, texts, length, position=self.config.position)
+            self._derived["encoder"] = PromptEncoder(
+                self.backbone, texts, length, position=self.config.position, memory=self.backbone.text_memory
+            )
         encoder: PromptEncoder = self._derived["encoder"]
         return encoder
 

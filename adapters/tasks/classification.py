@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..metrics import classification_metrics, per_class_accuracy
+from ..metrics import classification_metrics, per_class_accuracy, probabilities
 
 if TYPE_CHECKING:
     from ..adapter import Adapter, Batch
@@ -44,7 +44,7 @@ class Outcome:
 
     def predictions(self) -> list[dict[str, Any]]:
         """One row an image: path, label, predicted, probability of the prediction, correct (0 or 1)."""
-        probability, predicted = self.logits.softmax(-1).max(-1)
+        probability, predicted = probabilities(self.logits).max(-1)
         names = self.classes.names
         rows = zip(self.paths, self.labels.tolist(), predicted.tolist(), probability.tolist(), strict=True)
         return [

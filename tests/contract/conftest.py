@@ -3,7 +3,6 @@
 import importlib.resources
 
 import pytest
-
 from limpet.recipe import load
 from limpet.runner import with_features
 from limpet.session import prepare

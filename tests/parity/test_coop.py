@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from limpet.classes import ClassSet
 from limpet.methods.coop import Config, CoOp
 

@@ -3,7 +3,6 @@
 import re
 
 import torch
-
 from limpet.optim import build_optimiser, build_schedule, learning_rate
 from limpet.recipe import OptimConfig
 

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-
 from limpet.classes import ClassSet
 from limpet.methods.tip_adapter import Config, TipAdapter
 from limpet.optim import build_optimiser, build_schedule

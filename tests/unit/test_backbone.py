@@ -10,10 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
-
 from limpet.backbone import BackboneSpec, FrozenClip, describe
 from limpet.errors import BackboneError
+from safetensors.torch import save_file
 
 EXACT = {"rtol": 0, "atol": 1e-12}
 
@@ -25,7 +24,7 @@ def section(name="limpet-tiny", pretrained=None, activation=None, precision="fp3
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
     """Connections fail at once, and nothing is stored on the machine."""
-    import huggingface_hub.constants as constants
+    from huggingface_hub import constants
 
     def refuse(*_, **__):
         raise OSError("no network here")

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional as F
-
 from limpet.blocks import Seams, attention_problem, image_features, image_problem, project_qkv, run
 from limpet.errors import BackboneError
+from torch import nn
+from torch.nn import functional as F
 
 EXACT = {"rtol": 0, "atol": 1e-12}
 VARIANTS = {

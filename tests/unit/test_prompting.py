@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from torch.nn import functional as F
-
 from limpet.errors import BackboneError, LimpetError
 from limpet.prompting import PromptEncoder, init_words, support
+from torch.nn import functional as F
 
 NAMES = ["cat", "golden_retriever", "boeing 747-400", "kite (bird of prey)", "x-ray"]
 WORDS = [n.replace("_", " ") for n in NAMES]

@@ -7,10 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-
 from limpet.errors import RecipeError
 from limpet.transforms import ImageTransform
+from PIL import Image
 
 PLAIN = {
     "size": 32, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3],
