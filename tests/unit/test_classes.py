@@ -3,7 +3,6 @@
 import json
 
 import pytest
-
 from limpet.classes import ClassSet
 from limpet.errors import RecipeError
 
