@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from . import backbone_weights as weights
 from .backbone_introspect import spec_from_model
-from .backbone_spec import BackboneSpec, describe, resolve, spec_of
+from .backbone_source import describe, resolve
+from .backbone_spec import BackboneSpec, spec_of
 from .backbone_tokens import Tokenizer, clip_tokenizer
 from .blocks import attention_problem, image_features, image_problem, image_tokens
 from .errors import BackboneError

@@ -1,27 +1,22 @@
-"""Finding, fetching and reading the weights of a backbone, and building the model they fit."""
+"""Reading the weights of a backbone, and building the model they fit."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
-import urllib.error
-import urllib.request
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .backbone_hub import WEIGHT_FILES, hub_file, local_or_hub, offline_if, tagged_file
 from .backbone_spec import HUB, TINY, Source, tiny_asset
 from .errors import BackboneError
 
 SEED = 0  # of untrained models and of token rows that were never trained
-CONFIG_FILE = "open_clip_config.json"
-WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 NOT_WEIGHTS = (
     "input_resolution",
     "context_length",
@@ -41,12 +36,12 @@ def build(source: Source) -> nn.Module:
         vision["timm_model_pretrained"] = False
     if text.get("hf_model_name"):
         text["hf_model_pretrained"] = False
-        text["hf_model_name"] = _local_or_hub(text["hf_model_name"], source, "config.json")
+        text["hf_model_name"] = local_or_hub(text["hf_model_name"], source, "config.json")
     kind = CLIP
     if source.model.get("custom_text") or text.get("hf_model_name"):
         kind = CoCa if "multimodal_cfg" in config else CustomTextCLIP
     try:
-        with torch.random.fork_rng(devices=[]), _offline_if(text.get("hf_model_name")):
+        with torch.random.fork_rng(devices=[]), offline_if(text.get("hf_model_name")):
             torch.manual_seed(SEED)
             model: nn.Module = kind(**{**config, "vision_cfg": vision, "text_cfg": text})
     except (TypeError, AssertionError, RuntimeError) as error:
@@ -71,8 +66,8 @@ def tokenizer(source: Source) -> Any:
         return SimpleTokenizer(context_length=text.get("context_length", 77), **options)
     from open_clip.tokenizer import HFTokenizer
 
-    place = _local_or_hub(hub, source, "tokenizer_config.json")
-    with _offline_if(place):
+    place = local_or_hub(hub, source, "tokenizer_config.json")
+    with offline_if(place):
         return HFTokenizer(
             place,
             context_length=text.get("context_length", 77),
@@ -90,7 +85,7 @@ def load_state(source: Source) -> State:
     if source.kind == "tiny":
         return read_state(tiny_asset(f"{TINY}.safetensors"))
     if source.kind == "hub":
-        return read_state(_hub_file(source.name.removeprefix(HUB), WEIGHT_FILES, source.name))
+        return read_state(hub_file(source.name.removeprefix(HUB), WEIGHT_FILES, source.name))
     if source.kind == "folder" and source.folder is not None and source.pretrained is None:
         found = [source.folder / n for n in WEIGHT_FILES if (source.folder / n).is_file()]
         found += sorted(source.folder.glob("*.safetensors")) + sorted(source.folder.glob("*.bin"))
@@ -98,7 +93,7 @@ def load_state(source: Source) -> State:
             raise BackboneError(f"The folder {source.folder} has no weights ({' or '.join(WEIGHT_FILES)}).")
         return read_state(found[0])
     if source.weights:
-        return read_state(_tagged_file(source))
+        return read_state(tagged_file(source))
     return read_state(Path(str(source.pretrained)).expanduser())
 
 
@@ -136,9 +131,8 @@ def read_state(path: Path) -> State:
             "only. Save the model's state_dict() as safetensors and give that file."
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise BackboneError(
-            f"{path} is not a weights file that torch can read ({str(error).splitlines()[0]})."
-        ) from error
+        detail = (str(error).splitlines() or ["it ends too early"])[0]
+        raise BackboneError(f"{path} is not a weights file that torch can read ({detail}).") from error
     while isinstance(state, dict) and not _is_state(state):
         inner = [
             state[k]
@@ -262,113 +256,3 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def fetch_hub_config(repository: str) -> dict[str, Any]:
-    """Return open_clip's configuration of a Hugging Face hub repository."""
-    path = _hub_file(repository, (CONFIG_FILE,), f"{HUB}{repository}")
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return config
-
-
-def _tagged_file(source: Source) -> Path:
-    """Return the local file of a weight tag, fetching it where it is not stored yet."""
-    entry = source.weights or {}
-    what = f"The weights {source.pretrained!r} of {source.name}"
-    if entry.get("hf_hub"):
-        repository, _, file = str(entry["hf_hub"]).rpartition("/")
-        safe = [f"{file.rsplit('.', 1)[0]}.safetensors", file] if file else list(WEIGHT_FILES)
-        return _hub_file(repository, tuple(dict.fromkeys(safe)), what)
-    from open_clip.pretrained import download_pretrained_from_url
-
-    url = str(entry.get("url", ""))
-    stored = Path("~/.cache/clip").expanduser() / url.rsplit("/", 1)[-1]
-    if not stored.is_file() and not _reachable(url):
-        raise _unreachable(what, url)
-    try:
-        return Path(download_pretrained_from_url(url))
-    except (OSError, RuntimeError) as error:
-        raise _unreachable(what, url, str(error)) from error
-
-
-def _hub_file(repository: str, names: tuple[str, ...], what: str) -> Path:
-    """Return the first of some files of a hub repository, from the local store where it is there."""
-    import huggingface_hub as hub
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    for name in names:
-        try:
-            return Path(hub.hf_hub_download(repository, name, local_files_only=True))
-        except (LocalEntryNotFoundError, FileNotFoundError):
-            continue
-        except ValueError as error:
-            raise BackboneError(
-                f"{repository!r} is not a hub repository name, OWNER/NAME ({error})."
-            ) from error
-    endpoint = hub.constants.ENDPOINT
-    if hub.constants.HF_HUB_OFFLINE or not _reachable(endpoint):
-        raise _unreachable(what, endpoint)
-    for name in names:
-        try:
-            return Path(hub.hf_hub_download(repository, name))
-        except LocalEntryNotFoundError as error:
-            raise _unreachable(what, endpoint) from error
-        except EntryNotFoundError:
-            continue
-        except RepositoryNotFoundError as error:
-            raise BackboneError(
-                f"There is no public repository {repository!r} on {endpoint}: check its name."
-            ) from error
-        except OSError as error:
-            raise _unreachable(what, endpoint, str(error).splitlines()[0]) from error
-    raise BackboneError(
-        f"The hub repository {repository!r} has none of {', '.join(names)}: it is no open_clip model."
-    )
-
-
-def _reachable(url: str) -> bool:
-    """Ask once, briefly: the hub's own client would retry an unreachable host for half a minute."""
-    try:
-        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
-def _unreachable(what: str, where: str, detail: str = "") -> BackboneError:
-    host = where.rsplit("//", maxsplit=1)[-1].split("/", maxsplit=1)[0]
-    return BackboneError(
-        f"{what}: not stored on this machine, and {host} cannot be "
-        f"reached{f' ({detail})' if detail else ''}. Connect once to store it, give a local file with "
-        f"`backbone.pretrained=FILE`, or use `backbone={TINY}`, which needs no network."
-    )
-
-
-def _local_or_hub(name: str, source: Source, file: str) -> str:
-    """Return where a Hugging Face tower or tokenizer is read from: a local folder, else its hub name."""
-    candidates = [Path(name).expanduser()]
-    if source.folder is not None:
-        candidates += [source.folder / name, source.folder]
-    for folder in candidates:
-        if (folder / file).is_file():
-            return str(folder)
-    _hub_file(name, (file, "config.json"), f"The files of {name}, which {source.name} needs,")
-    return name
-
-
-@contextmanager
-def _offline_if(place: Any) -> Iterator[None]:
-    """Read stored hub files without asking the hub when it cannot be reached; local folders never ask."""
-    if not place or Path(str(place)).is_dir():
-        yield
-        return
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not _reachable(constants.ENDPOINT)
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before

@@ -8,7 +8,6 @@ both directions takes whole padded prompts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,8 +17,9 @@ from .backbone import FrozenClip
 from .backbone_spec import BackboneSpec
 from .blocks import attention_problem
 from .errors import BackboneError, LimpetError
-from .packed_text import Layout, encode
+from .packed_text import encode
 from .plain_text import encode_padded
+from .prompt_layout import Chunk, PromptLayout
 
 POSITIONS = ("end", "middle", "front")
 
@@ -62,26 +62,6 @@ def init_words(backbone: FrozenClip, phrase: str, count: int | None = None) -> T
             "lower the context length or give a longer phrase."
         )
     return backbone.embed_tokens(ids[:count]).detach().clone()
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Some classes' rests, packed. Rows of the context that lie in the rests are written in at each call."""
-
-    layout: Layout
-    ids: Tensor  # (T,), 0 where a context row goes
-    rows: Tensor  # packed rows that hold context
-    slots: Tensor  # which context row each of them holds
-    owners: Tensor  # the class each of them belongs to
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """All classes of one arrangement of the context."""
-
-    shared: int  # context tokens in the shared beginning
-    chunks: tuple[_Chunk, ...]
-    back: Tensor  # packed place of every class (C,)
 
 
 class PromptEncoder:
@@ -141,9 +121,8 @@ class PromptEncoder:
         self.position = position
         self.memory = memory
         self.packed = tower.mask is not None and not any(map(attention_problem, tower.blocks))
-        self._start = backbone.tokenizer.start
-        self._sequences, self._name_lengths = self._tokenized(fixed_text, phrase)
-        self._plans: dict[bool, _Plan] = {}
+        opening = phrase or " ".join([*["X"] * context_length, *([fixed_text] if fixed_text else [])])
+        self._layout = PromptLayout(backbone, self.texts, context_length, position, opening)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -157,7 +136,7 @@ class PromptEncoder:
         """Return the token rows computed by one call, for a shared or a class-specific context."""
         if not self.packed:
             return len(self) * self.backbone.spec.context_length
-        return sum(chunk.layout.tokens for chunk in self._plan(class_specific).chunks)
+        return sum(chunk.layout.tokens for chunk in self._layout.plan(class_specific, self.memory).chunks)
 
     def __call__(self, context: Tensor, deep: Sequence[Tensor] = (), class_specific: bool = False) -> Tensor:
         """Encode all texts with a context.
@@ -187,6 +166,8 @@ class PromptEncoder:
         have = tuple(context.shape) if class_specific else tuple(context.shape[-2:])
         if have != want or context.ndim not in (2, 3):
             raise LimpetError(f"The context has shape {tuple(context.shape)}; it should end in {want}.")
+        if deep and self.position != "end":
+            raise LimpetError("Deep text prompts are possible with the class text at the end only.")
         layers = self.backbone.spec.text_layers
         if len(deep) > layers - 1:
             raise BackboneError(
@@ -200,89 +181,13 @@ class PromptEncoder:
                     f"{self.context_length} tokens of width {width}, as the context does."
                 )
 
-    def _tokenized(self, fixed_text: str, phrase: str) -> tuple[list[list[int]], list[int]]:
-        """Tokenise whole prompts with stand-ins for the context; only whole prompts show how words join.
-
-        A name that ends in punctuation takes the full stop into its last token, for example.
-        """
-        backbone, length = self.backbone, self.context_length
-        opening = phrase or " ".join([*["X"] * length, *([fixed_text] if fixed_text else [])])
-        if len(backbone.token_ids(opening)) < length:
-            raise BackboneError(
-                f"The phrase {phrase!r} has fewer tokens than the context ({length}): lower the context "
-                "length."
-            )
-        tower, limit = backbone.text, backbone.spec.context_length
-        assert tower is not None
-        sequences, names = [], []
-        for text in self.texts:
-            words = text.replace("_", " ")
-            row = backbone.tokenizer.sequence(f"{opening} {words}.".strip())
-            if tower.mask is not None:
-                row = row[: tower.end(row) + 1]
-            if len(row) > limit:
-                raise BackboneError(
-                    f"The prompt of {words!r} has {len(row)} tokens ({length} of context), but the text "
-                    f"tower of {backbone.spec.name} reads {limit}: shorten the text or the context."
-                )
-            sequences.append(row)
-            names.append(0 if self.position == "end" else len(backbone.token_ids(words)))
-        return sequences, names
-
-    def _arranged(self, index: int, class_specific: bool) -> tuple[int, list[int]]:
-        """Return (context tokens in the shared beginning, rest); -1 - slot marks context in a rest."""
-        row, length = self._sequences[index], self.context_length
-        tail, name = row[self._start + length :], self._name_lengths[index]
-        slots = [-1 - slot for slot in range(length)]
-        first = {"end": length, "middle": length // 2, "front": 0}[self.position]
-        body = [*slots[:first], *tail[:name], *slots[first:], *tail[name:]]
-        shared = 0 if class_specific else first
-        return shared, body[shared:]
-
-    def _plan(self, class_specific: bool) -> _Plan:
-        if class_specific in self._plans:
-            return self._plans[class_specific]
-        arranged = [self._arranged(i, class_specific) for i in range(len(self))]
-        shared = arranged[0][0]
-        rests = [rest for _, rest in arranged]
-        order = sorted(range(len(rests)), key=lambda i: len(rests[i]))
-        beginning = self._start + shared
-        chunks, start, used = [], 0, beginning
-        for place, index in enumerate([*order, -1]):
-            length = len(rests[index]) if index >= 0 else 0
-            full = self.memory is not None and used + length > self.memory
-            if place > start and (index < 0 or full):
-                chunks.append(
-                    self._chunk([rests[i] for i in order[start:place]], order[start:place], beginning)
-                )
-                start, used = place, beginning
-            used += length
-        back = torch.empty(len(order), dtype=torch.long)
-        back[torch.tensor(order)] = torch.arange(len(order))
-        plan = _Plan(shared, tuple(chunks), back)
-        self._plans[class_specific] = plan
-        return plan
-
-    def _chunk(self, rests: list[list[int]], classes: list[int], start: int) -> _Chunk:
-        device = self.backbone.device
-        flat = torch.tensor([token for rest in rests for token in rest])
-        owners = torch.repeat_interleave(torch.tensor(classes), torch.tensor([len(rest) for rest in rests]))
-        rows = (flat < 0).nonzero().squeeze(1)
-        return _Chunk(
-            Layout.of([len(rest) for rest in rests], start, device),
-            flat.clamp(min=0).to(device),
-            rows.to(device),
-            (-1 - flat[rows]).to(device),
-            owners[rows].to(device),
-        )
-
     def _forward_packed(self, groups: Tensor, deep: tuple[Tensor, ...], class_specific: bool) -> Tensor:
-        plan = self._plan(class_specific)
+        plan = self._layout.plan(class_specific, self.memory)
         tower = self.backbone.text
         assert tower is not None
-        start = self.backbone.embed_tokens(self._sequences[0][: self._start])
+        start = self.backbone.embed_tokens(self._layout.opening_ids())
 
-        def one(chunk: _Chunk, groups: Tensor, *deep: Tensor) -> Tensor:
+        def one(chunk: Chunk, groups: Tensor, *deep: Tensor) -> Tensor:
             context = groups.to(start.dtype)
             if class_specific:
                 beginning = start[None]
@@ -296,11 +201,9 @@ class PromptEncoder:
                 rests = rests.index_copy(-2, chunk.rows, held)
             return encode(tower, chunk.layout, beginning, rests, deep)
 
-        budget = (
-            None if self.memory is None else max(1, self.memory // max(c.layout.tokens for c in plan.chunks))
-        )
-        if class_specific:
-            budget = None
+        images = None  # how many per-image contexts one pass takes
+        if self.memory is not None and not class_specific:
+            images = max(1, self.memory // max(chunk.layout.tokens for chunk in plan.chunks))
         parts = [
             torch.cat(
                 [
@@ -309,45 +212,31 @@ class PromptEncoder:
                 ],
                 1,
             )
-            for part, more, batches in _split(groups, deep, budget)
+            for part, more, batches in _split(groups, deep, images)
         ]
-        return torch.cat(parts)[:, plan.back.to(groups.device)]
+        return torch.cat(parts)[:, plan.back]
 
     def _forward_plain(self, groups: Tensor, deep: tuple[Tensor, ...], class_specific: bool) -> Tensor:
         length = self.backbone.spec.context_length
         size = len(self) if self.memory is None else max(1, self.memory // length)
         classes = [range(i, min(i + size, len(self))) for i in range(0, len(self), size)]
-        single = self.memory is not None and len(groups) * len(self) * length > self.memory
+        many = self.memory is not None and len(groups) * len(self) * length > self.memory
 
         def one(chosen: range, groups: Tensor, *deep: Tensor) -> Tensor:
-            ids, slots = self._whole(chosen)
+            ids, slots = self._layout.padded(chosen)
             context = (
                 groups[0][list(chosen)] if class_specific else groups[:, None].expand(-1, len(chosen), -1, -1)
             )
-            return encode_padded(self.backbone, ids, slots, context, deep=deep, start=self._start)
+            return encode_padded(self.backbone, ids, slots, context, deep=deep, start=self._layout.start)
 
-        budget = 1 if single and not class_specific else None
+        images = 1 if many and not class_specific else None
         parts = [
             torch.cat(
                 [self._recomputed(one, part_of, part, more, len(classes) * batches) for part_of in classes], 1
             )
-            for part, more, batches in _split(groups, deep, budget)
+            for part, more, batches in _split(groups, deep, images)
         ]
         return torch.cat(parts)
-
-    def _whole(self, chosen: range) -> tuple[Tensor, Tensor]:
-        """Return padded ids (C, L) of whole prompts and the places (C, M) of their context."""
-        blank = self.backbone.tokenize([""])[0].tolist()
-        rows, places = [], []
-        for index in chosen:
-            _, rest = self._arranged(index, True)
-            row = [*self._sequences[index][: self._start], *rest]
-            places.append([i for i, token in enumerate(row) if token < 0])
-            rows.append(
-                [max(token, 0) for token in row] + blank[-1:] * (self.backbone.spec.context_length - len(row))
-            )
-        device = self.backbone.device
-        return torch.tensor(rows, device=device), torch.tensor(places, device=device, dtype=torch.long)
 
     @staticmethod
     def _recomputed(

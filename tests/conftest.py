@@ -32,12 +32,16 @@ def tiny():
 
     return FrozenClip.load("limpet-tiny")
 
+
 VISION = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 4, "head_width": 16}
 TEXT = {"context_length": 24, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 4}
 
 
 def build(
-    vision: dict[str, Any] | None = None, text: dict[str, Any] | None = None, custom: bool = False, **options: Any
+    vision: dict[str, Any] | None = None,
+    text: dict[str, Any] | None = None,
+    custom: bool = False,
+    **options: Any,
 ) -> torch.nn.Module:
     """A CLIP with random weights large enough that mistakes show."""
     from open_clip.model import CLIP, CustomTextCLIP

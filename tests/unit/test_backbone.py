@@ -157,7 +157,9 @@ def test_local_files(folder, tmp_path, wrap, suffix):
     (save_file if suffix == ".safetensors" else torch.save)(wrap(model.state_dict()), file)
     clip = FrozenClip.load(section(f"local-dir:{place}", pretrained=str(file)))
     images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(clip.encode_image(images, False), FrozenClip.from_model(model).encode_image(images, False))
+    torch.testing.assert_close(
+        clip.encode_image(images, False), FrozenClip.from_model(model).encode_image(images, False)
+    )
     assert clip.spec.preprocessing["resize_mode"] == "squash" and clip.spec.preprocessing["mean"] == [0.5] * 3
 
 
@@ -168,7 +170,9 @@ def test_custom_text_models_take_plain_files(folder):
     (place / "open_clip_config.json").write_text(json.dumps(config))
     clip = FrozenClip.load(str(place))
     assert hasattr(clip.model, "text")
-    torch.testing.assert_close(clip.encode_text(["a cat"]), FrozenClip.from_model(model).encode_text(["a cat"]))
+    torch.testing.assert_close(
+        clip.encode_text(["a cat"]), FrozenClip.from_model(model).encode_text(["a cat"])
+    )
 
 
 class Harmful:
@@ -190,8 +194,7 @@ def test_files_that_are_not_weights(folder, tmp_path, random_model):
     torch.save({"state_dict": Harmful()}, harmful)
     with pytest.raises(BackboneError, match="could run code"):
         load(harmful)
-    with open(tmp_path / "bare.pth", "wb") as file:
-        pickle.dump(Harmful(), file)
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps(Harmful(), protocol=2))
     with pytest.raises(BackboneError, match="could run code"):
         load(tmp_path / "bare.pth")
     for name, content in (("empty.pt", b""), ("noise.pt", b"\x01\x02hello"), ("noise.safetensors", b"hello")):
@@ -208,7 +211,10 @@ def test_files_that_are_not_weights(folder, tmp_path, random_model):
     del state["visual.proj"]
     state["ln_final.weight"] = torch.zeros(3)
     torch.save(state, tmp_path / "other model.pt")
-    with pytest.raises(BackboneError, match=r"1 missing \(visual\.proj\).*surprise.*ln_final\.weight \(3,\) instead of \(16,\)"):
+    with pytest.raises(
+        BackboneError,
+        match=r"1 missing \(visual\.proj\).*surprise.*ln_final\.weight \(3,\) instead of \(16,\)",
+    ):
         load(tmp_path / "other model.pt")
 
 
@@ -217,7 +223,9 @@ def test_names_and_tags(tmp_path):
     assert describe(section("ViT-B/16", "openai")).activation == "quick_gelu"
     assert describe(section("ViT-B-16", "laion2b_s34b_b88k")).activation == "gelu"
     siglip = describe(section("ViT-B-16-SigLIP", "webli"))
-    assert not siglip.causal_text and siglip.preprocessing["mean"] == [0.5] * 3 and siglip.image_tower == "timm"
+    assert (
+        not siglip.causal_text and siglip.preprocessing["mean"] == [0.5] * 3 and siglip.image_tower == "timm"
+    )
     resnet = describe(section("RN50", "openai"))
     assert (resnet.image_tower, resnet.vision_layers, resnet.embed_dim) == ("resnet", 16, 1024)
     assert describe(section("coca_ViT-B-32", "random")).multimodal
@@ -255,12 +263,17 @@ def test_random_weights_are_seeded():
 
 @pytest.mark.parametrize(
     "config",
-    [section("ViT-B-32", "openai"), section("ViT-B-16-SigLIP", "random"), section("roberta-ViT-B-32", "random"),
-     section("hf-hub:someone/something"), section("RN50", "yfcc15m")],
-)  # fmt: skip
+    [
+        section("ViT-B-32", "openai"),
+        section("ViT-B-16-SigLIP", "random"),
+        section("roberta-ViT-B-32", "random"),
+        section("hf-hub:someone/something"),
+        section("RN50", "yfcc15m"),
+    ],
+)
 def test_an_unreachable_hub_is_one_sentence(no_network, config):
     start = time.monotonic()
-    with pytest.raises(BackboneError, match="cannot be reached.*backbone=limpet-tiny"):
+    with pytest.raises(BackboneError, match=r"cannot be reached.*backbone=limpet-tiny"):
         FrozenClip.load(config)
     assert time.monotonic() - start < 30
 

@@ -22,7 +22,9 @@ def images(dtype=torch.float64):
 
 
 def draw(*shape):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    return torch.randn(
+        *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    ).requires_grad_()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -44,7 +46,7 @@ def test_text_tower_equals_open_clip(random_clip, variant):
 
 
 def reference(clip, first, deep):
-    """Prompts before ln_pre, without positions, through open_clip's own blocks; deep ones overwrite the last."""
+    """Prompts before ln_pre, without positions, through open_clip's blocks; deep ones overwrite them."""
     visual = clip.model.visual
     x = visual.conv1(images()).flatten(2).transpose(1, 2)
     x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], 1) + visual.positional_embedding
@@ -62,7 +64,9 @@ def test_image_prompts(random_clip, depth):
     prompts = [draw(2, 32) * (i + 1) for i in range(depth)]
     got, want = image_features(clip, images(), prompts), reference(clip, prompts[0], prompts[1:])
     torch.testing.assert_close(got, want, **EXACT)
-    for a, b in zip(torch.autograd.grad(got.sum(), prompts), torch.autograd.grad(want.sum(), prompts), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(got.sum(), prompts), torch.autograd.grad(want.sum(), prompts), strict=True
+    ):
         torch.testing.assert_close(a, b, **EXACT)
     assert all(p.grad is None for p in clip.model.parameters())
 
@@ -70,8 +74,12 @@ def test_image_prompts(random_clip, depth):
 def test_image_prompt_identities(random_clip):
     clip, prompt = random_clip(), draw(3, 32)
     plain = image_features(clip, images())
-    torch.testing.assert_close(image_features(clip, images(), [prompt.flip(0)]), image_features(clip, images(), [prompt]))
-    assert (image_features(clip, images(), [0 * prompt]) - plain).abs().max() > 1e-6  # zeros take attention too
+    torch.testing.assert_close(
+        image_features(clip, images(), [prompt.flip(0)]), image_features(clip, images(), [prompt])
+    )
+    assert (
+        image_features(clip, images(), [0 * prompt]) - plain
+    ).abs().max() > 1e-6  # zeros take attention too
     per_image = torch.stack([prompt, 2 * prompt, 3 * prompt])
     many = image_features(clip, images(), [per_image])
     torch.testing.assert_close(many[1], image_features(clip, images()[1:2], [2 * prompt])[0], **EXACT)
@@ -120,7 +128,9 @@ def test_attention_bias_hides_tokens(random_clip):
     changed = images().clone()
     changed[:, :, 8:16, 0:8] += 1.0  # patch 4 of a 4 x 4 grid is token 5
     seams = Seams(bias=lambda _: hide)
-    torch.testing.assert_close(image_features(clip, images(), seams=seams), image_features(clip, changed, seams=seams))
+    torch.testing.assert_close(
+        image_features(clip, images(), seams=seams), image_features(clip, changed, seams=seams)
+    )
     assert (image_features(clip, images()) - image_features(clip, changed)).abs().max() > 1e-6
     row = Seams(bias=lambda layer: hide[:1] if layer == 3 else None)  # for the class token's row alone
     assert (image_features(clip, images(), seams=row) - image_features(clip, images())).abs().max() > 1e-9

@@ -1,4 +1,4 @@
-"""Learned prompts: identities with plain text, equality of all ways of computing them, their cost, refusals."""
+"""Learned prompts: identities with plain text, equality of the ways to compute them, cost, refusals."""
 
 import pytest
 import torch
@@ -62,7 +62,9 @@ def both(encode, plain, learned):
 
 
 def draw(*shape):
-    return (0.5 * torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))).requires_grad_()
+    return (
+        0.5 * torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    ).requires_grad_()
 
 
 @pytest.mark.parametrize("tower", TOWERS)
@@ -232,14 +234,16 @@ def test_half_precision_and_autocast(random_clip):
 
 
 def test_many_classes_are_prepared_quickly(random_clip):
-    encoder = PromptEncoder(random_clip(torch.float32), [f"thing number {i}" for i in range(3000)], 4, memory=4096)
+    encoder = PromptEncoder(
+        random_clip(torch.float32), [f"thing number {i}" for i in range(3000)], 4, memory=4096
+    )
     with torch.no_grad():
         assert encoder(torch.zeros(4, 24)).shape == (3000, 16)
 
 
 def test_refusals_are_sentences(random_clip, random_model):
     clip = random_clip()
-    with pytest.raises(BackboneError, match="has 26 tokens .* reads 24"):
+    with pytest.raises(BackboneError, match=r"has 26 tokens .* reads 24"):
         PromptEncoder(clip, ["cat"], 22)
     with pytest.raises(BackboneError, match="5 layers"):
         PromptEncoder(clip, NAMES, 2)(draw(2, 24), [draw(2, 24)] * 4)
@@ -247,6 +251,8 @@ def test_refusals_are_sentences(random_clip, random_model):
         PromptEncoder(clip, NAMES, 2)(draw(3, 24))
     with pytest.raises(LimpetError, match="at most 2 tokens"):
         PromptEncoder(clip, NAMES, 2)(draw(2, 24), [draw(3, 24)])
+    with pytest.raises(LimpetError, match="at the end only"):
+        PromptEncoder(clip, NAMES, 2, "front")(draw(2, 24), [draw(2, 24)])
     with pytest.raises(LimpetError, match="'end' only"):
         PromptEncoder(clip, NAMES, 2, "front", fixed_text="of a")
     with pytest.raises(LimpetError, match="end, middle, front"):

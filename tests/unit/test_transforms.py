@@ -56,7 +56,9 @@ def test_presets_differ_in_kind():
     top.paste((0, 0, 255), (0, 16, 32, 32))
 
     def corners(preset):
-        transform = ImageTransform.of(PLAIN, train=True, augment=SimpleNamespace(preset=preset, scale=[1.0, 1.0]))
+        transform = ImageTransform.of(
+            PLAIN, train=True, augment=SimpleNamespace(preset=preset, scale=[1.0, 1.0])
+        )
         torch.manual_seed(0)
         return torch.stack([transform(top)[:, 2, 16] for _ in range(40)])
 
@@ -67,10 +69,13 @@ def test_presets_differ_in_kind():
 
 def test_none_and_evaluation_are_the_same():
     plain = ImageTransform.of(PLAIN)
-    assert ImageTransform.of(PLAIN, train=True, augment=SimpleNamespace(preset="none", scale=[0.1, 1])) (
+    assert ImageTransform.of(PLAIN, train=True, augment=SimpleNamespace(preset="none", scale=[0.1, 1]))(
         picture()
     ).equal(plain(picture()))
-    assert ImageTransform.of(PLAIN, train=False, augment=SimpleNamespace(preset="aerial", scale=[0.1, 1])) == plain
+    assert (
+        ImageTransform.of(PLAIN, train=False, augment=SimpleNamespace(preset="aerial", scale=[0.1, 1]))
+        == plain
+    )
 
 
 def test_workers_can_have_it(tiny):
