@@ -42,6 +42,7 @@ class FrozenClip:
         logit_scale: factor of the cosine, exponential already taken.
         logit_bias: added to logits (SigLIP), else 0.
         tokenizer: text to ids.
+        text_memory: token rows of one pass while prompts are trained; None: all at once.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class FrozenClip:
         self.logit_scale = float(own.logit_scale.detach().double().exp())
         bias = getattr(own, "logit_bias", None)
         self.logit_bias = 0.0 if bias is None else float(bias.detach().double())
+        self.text_memory: int | None = None
         self._trained_tokens = trained_tokens
         self._texts: dict[str, Tensor] = {}
         model.eval().requires_grad_(False)
@@ -89,6 +91,7 @@ class FrozenClip:
         clip = cls(
             model, spec, fingerprint, Tokenizer(weights.tokenizer(source), spec.context_length), trained
         )
+        clip.text_memory = getattr(config, "text_memory", None)
         return clip.to(device, DTYPES[source.precision])
 
     @classmethod

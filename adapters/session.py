@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from .adapter import Adapter, config_class, find
-from .backbone import FrozenClip
-from .backbone_spec import BackboneSpec, describe
+from .backbone import FrozenClip, describe
+from .backbone_spec import BackboneSpec
 from .classes import ClassSet
 from .errors import RecipeError, nearest
 
@@ -156,6 +156,7 @@ def load_backbone(recipe: Recipe, spec: BackboneSpec) -> FrozenClip:
     if key not in _loaded:
         _loaded.clear()  # one backbone in memory at a time
         _loaded[key] = FrozenClip.load(recipe.backbone, device=device)
+    _loaded[key].text_memory = recipe.backbone.text_memory
     return _loaded[key]
 
 

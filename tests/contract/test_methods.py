@@ -179,7 +179,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(method, tmp_path, monkeypatch
 def test_declared_before_weights_load(method):
     """Support, needs and the rest are answered from the recipe and the backbone's description alone."""
     from limpet.adapter import config_class, find
-    from limpet.backbone_spec import describe
+    from limpet.backbone import describe
 
     (recipe,) = load("quickstart", [f"method={method}"])
     cls = find(recipe.method["name"])
