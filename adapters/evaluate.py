@@ -16,7 +16,6 @@ from .recipe import Recipe
 from .session import choose_classes, load_data
 from .show import console, percent
 
-
 CHANGEABLE = ("data", "classes", "protocol", "evaluate", "seed")
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from . import __version__, artifact, files, report, show
 from .callbacks.base_to_new import Spaces, label_spaces, measure
