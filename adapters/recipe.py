@@ -18,6 +18,7 @@ from .emit import escape, lines, written
 from .errors import RecipeError, RunError, nearest
 from .nodes import Items, Node, Scalar, Section, describe, plain_data
 from .sections import (
+    LOGGERS,
     PROTOCOLS,
     BackboneConfig,
     ClassesConfig,
@@ -299,6 +300,14 @@ def _check_values(filled: Any, tree: Section, origins: Mapping[str, str]) -> Non
                 f"{place}: data.{key} is '{word}', not one of {', '.join(known)}.{nearest(word, known)}"
             )
     _check_pairs(filled, origins)
+    if not filled.optim.lr:
+        raise RecipeError(f"{origins['optim.lr']}: optim.lr is 0: nothing would be learned.")
+    for word in filled.trainer.loggers:
+        if word not in LOGGERS:
+            place = origins.get("trainer.loggers", "default")
+            raise RecipeError(
+                f"{place}: trainer.loggers names '{word}', not one of {', '.join(LOGGERS)}.{nearest(word, LOGGERS)}"
+            )
     shots = getattr(filled.data, "shots", "all")
     if shots != "all" and (isinstance(shots, bool) or not isinstance(shots, int) or shots < 1):
         raise RecipeError(
