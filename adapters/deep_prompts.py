@@ -1,133 +1,149 @@
-"""What methods with learned prompts in both towers share: the prompts of every layer, and features made with them."""
+"""Learnable prompts in several layers of both towers: how deep they go, how they start, and what they answer.
+
+Vision prompts and text prompts of one method differ only in where the vectors come from, so the towers are
+entered here and a method says which vectors belong to which layer.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapter import Adapter, Batch, Needs
-from .blocks import image_features, image_problem
-from .errors import RecipeError
-from .prompting import PromptEncoder, init_words, support
+from .blocks import image_features
+from .prompting import PromptEncoder, init_words
 
 if TYPE_CHECKING:
     from .backbone_spec import BackboneSpec
 
-
-@dataclass
-class DeepConfig:
-    """Settings of independent prompts in the text and the image tower.
-
-    Attributes:
-        context_length: prompt tokens of a text layer.
-        image_prompts: prompt tokens of an image layer; 0 leaves the image tower as it is.
-        init: words that start the prompt tokens of the first text layer; those beyond `context_length` stay in the prompt
-            as they are. None: N(0, 0.02^2), as all other prompts start.
-        depth: layers from the first on that have prompts of their own, in both towers; negative ones count from the end
-            (-1: all), and so does "all".
-    """
-
-    context_length: int = 4
-    image_prompts: int = 4
-    init: str | None = "a photo of a"
-    depth: int | str = 9
+STD = 0.02  # of random prompts, in every paper of this family
 
 
-def layers_of(depth: int | str, layers: int, usual: tuple[int, ...] = ()) -> int:
-    """Number of layers with prompts in a tower of `layers`.
+def depth_problem(depth: Any, layers: int, key: str, tower: str, name: str) -> str | None:
+    """Say why a prompt depth cannot be had, or None.
 
     Args:
-        depth: as in `DeepConfig`.
+        depth: number of layers, a fraction of the tower between 0 and 1, "all", or None for the paper's.
         layers: layers of the tower.
-        usual: depths of the papers, which are cut to the tower where they go beyond it.
-
-    Raises:
-        RecipeError: no such number of layers.
+        key: the recipe's key, for the sentence.
+        tower: "image" or "text", for the sentence.
+        name: of the backbone, for the sentence.
     """
-    if isinstance(depth, str):
-        if depth != "all":
-            raise RecipeError(f"method.depth is '{depth}'; it is a number of layers, or all.")
-        return layers
-    count = layers + 1 + depth if depth < 0 else depth
-    if count in usual:
-        return min(count, layers)
-    if not 1 <= count <= layers:
-        raise RecipeError(
-            f"method.depth is {depth}, and a tower of this backbone has {layers} layers: use 1 to {layers}, -1 or all."
+    if depth is None or depth == "all":
+        return None
+    if isinstance(depth, bool) or not isinstance(depth, (int, float)):
+        return (
+            f"{key} is {depth!r}; it can be a number of layers, a fraction of the tower such as 0.75, all, or null "
+            "for the paper's own depth."
         )
-    return count
+    if isinstance(depth, float) and not depth.is_integer():
+        fits = 0 < depth < 1
+    else:
+        fits = 1 <= depth <= layers
+    if fits:
+        return None
+    return (
+        f"{key} is {depth}, but the {tower} tower of {name} has {layers} layers: give 1 to {layers}, a fraction of "
+        "the tower such as 0.75, all, or null for the paper's depth, which is cut to the tower."
+    )
+
+
+def depth_of(depth: Any, paper: int, layers: int) -> int:
+    """Number of layers that get prompts of their own; the paper's where none is given, cut to the tower."""
+    if depth is None:
+        return min(paper, layers)
+    if depth == "all":
+        return layers
+    if isinstance(depth, float) and not depth.is_integer():
+        return max(1, round(depth * layers))
+    return int(depth)
+
+
+def count_problem(count: int, key: str, least: int = 1) -> str | None:
+    """Say why a number of prompt tokens cannot be had, or None."""
+    return None if count >= least else f"{key} is {count}; it must be at least {least}."
+
+
+def random_prompts(layers: int, count: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Prompt vectors (layers, count, width), drawn from N(0, 0.02^2)."""
+    return STD * torch.randn(layers, count, width, dtype=dtype)
 
 
 class DeepPrompts(Adapter):
-    """Prompts of every prompted layer of both towers, learned independently; the towers are frozen.
+    """Base of methods that put learnable vectors into the layers of one or both towers.
 
-    Learnable tensors: `context` (n, W) of the first text layer, `deep_context` (n, W) of each following one, and
-    `image_context`, (m, V) of each image layer, the first included. A layer's prompts overwrite those that come out of the
-    layer before. W and V are the widths of the towers.
+    A subclass says which vectors: `image_prompts` and `text_prompts`, entry i belonging to layer i. Both towers
+    stay frozen. Text features are computed at every training step and once in evaluation.
     """
 
-    context: nn.Parameter
-    usual_depths: ClassVar[tuple[int, ...]] = (3, 9, 12)  # published ones, for towers of 12 layers
+    phrase: str = ""  # words the text prompts started from; those beyond the prompts stay in the sentence
 
     @classmethod
-    def supports(cls, config: DeepConfig, spec: BackboneSpec) -> str | None:
-        """Needs native towers on both sides."""
-        return support(spec) or image_problem(spec)
-
-    @classmethod
-    def needs(cls, config: DeepConfig, spec: BackboneSpec) -> Needs:
-        """The image tower itself has prompts."""
+    def needs(cls, config: Any, spec: BackboneSpec) -> Needs:
+        """Images: the image tower is entered."""
         return "images"
 
     @classmethod
-    def trainable(cls, config: DeepConfig, spec: BackboneSpec) -> bool:
+    def trainable(cls, config: Any, spec: BackboneSpec) -> bool:
         """The prompts are trained."""
         return True
 
-    def build(self) -> None:
-        """Create the prompts of every layer."""
-        config: DeepConfig = self.config
-        spec = self.backbone.spec
-        if config.context_length < 1 or config.image_prompts < 0:
-            raise RecipeError("method.context_length must be at least 1 and method.image_prompts at least 0.")
-        text, image = (layers_of(config.depth, n, self.usual_depths) for n in (spec.text_layers, spec.vision_layers))
-        if isinstance(config.depth, int) and config.depth > min(text, image):
-            self.notes.append(
-                f"Prompts go {config.depth} layers deep in the paper; {spec.name} has {spec.text_layers} text and "
-                f"{spec.vision_layers} image layers, so {text} and {image} have prompts."
-            )
+    def image_prompts(self) -> Sequence[Tensor]:
+        """Vectors (n, W) behind the patches, one entry a layer from layer 0 on; none leaves the tower as it is."""
+        return ()
 
-        def noise(count: int, width: int) -> nn.Parameter:
-            return nn.Parameter(nn.init.normal_(torch.empty(count, width, dtype=self.dtype), std=0.02))
-
-        length, width = config.context_length, spec.text_width
-        if config.init:
-            words = init_words(self.backbone, config.init, length).to(self.dtype)
-            self.context = nn.Parameter(words.clone())
-        else:
-            self.context = noise(length, width)
-        self.deep_context = nn.ParameterList(noise(length, width) for _ in range(text - 1))
-        count = image if config.image_prompts else 0
-        self.image_context = nn.ParameterList(noise(config.image_prompts, spec.vision_width) for _ in range(count))
+    def text_prompts(self) -> Sequence[Tensor]:
+        """Vectors (n, W) before the class text, one entry a layer from layer 0 on; none means zero-shot weights."""
+        return ()
 
     def encode_image(self, batch: Batch) -> Tensor:
-        """Image features (B, D) of the prompted image tower, unit norm."""
-        features = image_features(self.backbone, batch["image"], list(self.image_context))
-        return F.normalize(features.to(self.dtype), dim=-1)
+        """Image features (B, D), unit norm, with the image prompts in place."""
+        prompts = self.image_prompts()
+        if not prompts:
+            return super().encode_image(batch)
+        return F.normalize(image_features(self.backbone, batch["image"], prompts).to(self.dtype), dim=-1)
 
     def compute_class_weights(self) -> Tensor:
-        """Text features (C, D) of the learned prompts, unit norm."""
+        """Text features (C, D), unit norm, with the text prompts in place."""
+        prompts = self.text_prompts()
+        if not prompts:
+            return self.zero_shot_weights()
+        encoder = self.text_encoder(prompts[0].shape[-2])
+        return F.normalize(encoder(prompts[0], prompts[1:]).to(self.dtype), dim=-1)
+
+    def text_encoder(self, count: int) -> PromptEncoder:
+        """The encoder of the present classes' texts behind `count` prompt tokens."""
         if "encoder" not in self._derived:
+            texts = [self.classes.text(name) for name in self.classes.names]
             self._derived["encoder"] = PromptEncoder(
-                self.backbone,
-                [self.classes.text(name) for name in self.classes.names],
-                self.config.context_length,
-                phrase=self.config.init or "",
-                memory=self.backbone.text_memory,
+                self.backbone, texts, count, phrase=self.phrase, memory=self.backbone.text_memory
             )
-        encoder: PromptEncoder = self._derived["encoder"]
-        return F.normalize(encoder(self.context, deep=list(self.deep_context)), dim=-1)
+        return cast(PromptEncoder, self._derived["encoder"])
+
+    def start_text_prompts(self, layers: int, count: int, words: str | None) -> nn.Parameter:
+        """Text prompts (layers, count, W): the first layer from words, the others random.
+
+        As published, words start the first layer only where they have enough tokens; `phrase` then keeps them, since
+        those beyond `count` stay in the sentence as fixed words.
+        """
+        prompts = random_prompts(layers, count, self.backbone.spec.text_width, self.dtype)
+        if words and len(self.backbone.token_ids(words)) >= count:
+            prompts[0] = init_words(self.backbone, words, count).to(prompts)
+            self.phrase = words
+        elif words:
+            self.notes.append(
+                f"The words '{words}' have fewer tokens than the {count} text prompts, which therefore start at random."
+            )
+        return nn.Parameter(prompts)
+
+    def note_depth(self, depth: int, paper: int, given: Any, towers: str) -> None:
+        """Note where the paper's depth was cut to a smaller tower."""
+        if given is None and depth < paper:
+            self.notes.append(
+                f"Prompts enter all {depth} layers of the {towers} tower of {self.backbone.spec.name}; "
+                f"the paper's depth is {paper}."
+            )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 console = Console(highlight=False)
 
 TITLES = {"all": "all", "base": "base", "new": "new", "joint": "base + new"}
+MEANS = {"other_mean": "other (mean)", "shift_mean": "shift (mean)"}
 
 
 def percent(value: float | None) -> str:
@@ -50,18 +51,20 @@ def plan(session: Session, manifest: Mapping[str, Any] | None = None) -> None:
         views = "fresh at every epoch" if augment.views == 0 else f"{augment.views} cached views (not fresh ones)"
         lines["training"] = f"{recipe.trainer.epochs} epochs, batch {recipe.data.batch_size}, {recipe.optim.name} {recipe.optim.lr:g}"
         lines["augmentation"] = "none" if augment.preset == "none" else f"{augment.preset}, {views}"
+    if session.targets:
+        lines["also tested on"] = ", ".join(f"{t.space} ({len(t.data.samples['test'])} images)" for t in session.targets)
     table = Table.grid(padding=(0, 2))
     for key, value in lines.items():
         table.add_row(f"[bold]{key}[/bold]", escape(value))
     console.print(table)
-    for note in (*recipe.notes, *session.notes):
+    for note in (*recipe.notes, *session.notes, *adapter.notes):
         console.print(f"[yellow]note[/yellow] {escape(note)}")
 
 
 def results(session: Session, metrics: Mapping[str, Any], run_dir: Path) -> None:
     """Print the table of a finished run, where it is, and what to do next."""
     table = Table(title=f"{metrics['recipe']}: {metrics['method']} on {metrics['backbone']}, test images, %")
-    table.add_column("classes", no_wrap=True)
+    table.add_column("classes", min_width=12, max_width=13, overflow="fold")
     for column in ("number", "images", "accuracy", "zero-shot", "balanced", "macro-F1", "ECE"):
         table.add_column(column, justify="right")
     marked = False
@@ -70,7 +73,7 @@ def results(session: Session, metrics: Mapping[str, Any], run_dir: Path) -> None
         marked |= bool(mark)
         reference = metrics["zero_shot"][space]
         table.add_row(
-            TITLES[space] + mark,
+            escape(TITLES.get(space, space)) + mark,
             str(values["classes"]),
             str(values["images"]),
             f"[bold]{percent(values['accuracy'])}[/bold]",
@@ -83,6 +86,11 @@ def results(session: Session, metrics: Mapping[str, Any], run_dir: Path) -> None
         reference = metrics["zero_shot_harmonic_mean"]
         table.add_section()
         table.add_row("harmonic mean", "", "", f"[bold]{percent(metrics['harmonic_mean'])}[/bold]", percent(reference))
+    for key, title in MEANS.items():
+        # of one data set the mean says nothing new
+        if metrics.get(key) is not None and sum(s.startswith(f"{key[:5]}:") for s in metrics["results"]) > 1:
+            reference = metrics.get(f"zero_shot_{key}")
+            table.add_row(title, "", "", f"[bold]{percent(metrics[key])}[/bold]", percent(reference))
     console.print(table)
     if marked:
         console.print("* columns of new classes are plain zero-shot CLIP with this method")

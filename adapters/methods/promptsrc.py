@@ -1,4 +1,4 @@
-"""PromptSRC: deep prompts in both towers, regulated by frozen CLIP and averaged over epochs (Khattak et al. 2023, 2307.06948)."""
+"""PromptSRC: deep prompts in both towers, held near frozen CLIP and averaged over epochs (Khattak et al. 2023, arXiv 2307.06948)."""
 
 from __future__ import annotations
 
@@ -11,34 +11,40 @@ from torch import Tensor
 
 from ..adapter import Batch
 from ..backbone_templates import imagenet_templates
-from ..deep_prompts import DeepConfig, DeepPrompts
 from ..errors import RecipeError
+from ..prompt_towers import TowerPrompts, TowersConfig
 
 TEMPLATES = 60  # of CLIP's 80 for ImageNet; the published 60 are the first ones
 
 
 @dataclass
-class Config(DeepConfig):
+class Config(TowersConfig):
     """Settings of PromptSRC; the defaults are those of its base-to-new protocol.
 
     Attributes:
-        context_length: prompt tokens of a text layer.
-        image_prompts: prompt tokens of an image layer.
-        init: words that start the prompt tokens of the first text layer. None: N(0, 0.02^2), as all others start.
-        depth: layers with prompts of their own, in both towers; -1 or "all": every layer.
+        text_length: text prompt tokens in every prompted layer.
+        image_length: the same in the image tower; 0 leaves that tower alone.
+        text_depth: text layers that get prompts of their own, counted from the first. A number, a fraction of the
+            tower, "all", or None for the paper's 9, cut to a smaller tower.
+        image_depth: the same in the image tower.
+        init: words whose first tokens start the text prompts of layer 0; the other words stay in the sentence.
+            None, or fewer words than prompts: N(0, 0.02^2).
         text_weight: weight of the mean absolute difference of learned and frozen text features.
         image_weight: the same of image features.
-        aggregation_mean: epoch (counted from 1) whose prompts weigh most in the final ones; None: the last epoch's are final.
+        aggregation_mean: epoch (counted from 1) whose prompts weigh most in the final ones; beyond the last epoch, that
+            one. None: the last epoch's prompts are final.
         aggregation_sd: width of the Gaussian over epochs.
     """
 
+    text_length: int = 4
+    image_length: int = 4
     text_weight: float = 25.0
     image_weight: float = 10.0
     aggregation_mean: float | None = 15.0
     aggregation_sd: float = 1.0
 
 
-class PromptSRC(DeepPrompts):
+class PromptSRC(TowerPrompts):
     """Cross-entropy + text_weight mean|t - t0| + image_weight mean|v - v0| + KL(p0 || p) / (B C), then the averaged prompts.
 
     t, v are learned and t0, v0 frozen features (unit norm); p0 are the answers of v0 to t0. t0 of a class is the normalised
@@ -46,6 +52,8 @@ class PromptSRC(DeepPrompts):
     sum with a weight proportional to exp(-(e - mean)^2 / (2 sd^2)), the weights of all epochs adding up to 1; after the last
     epoch the sum takes their place. The sum is saved in every checkpoint, so a resumed run ends the same.
     """
+
+    paper_depth = 9
 
     def build(self) -> None:
         """Create the prompts and, for each, its running sum."""

@@ -140,7 +140,7 @@ class Plain:
         start = visual.class_embedding.expand(len(x), 1, -1)
         x = torch.cat([start, x], 1) + visual.positional_embedding
         places = x.shape[1]
-        if prompts:
+        if len(prompts):
             x = torch.cat([x, prompts[0].expand(len(x), -1, -1)], 1)
         x = visual.ln_pre(x)
         for layer, block in enumerate(visual.transformer.resblocks):

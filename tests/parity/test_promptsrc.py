@@ -6,8 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from limpet.classes import ClassSet
-from limpet.deep_prompts import layers_of
-from limpet.errors import RecipeError
+from limpet.errors import LimpetError, RecipeError
 from limpet.methods.promptsrc import Config, PromptSRC
 
 NAMES = ["cat", "golden_retriever", "annual crop land", "Boeing 737-800", "x-ray"]
@@ -16,7 +15,7 @@ EXACT = {"rtol": 1e-11, "atol": 1e-12}
 
 def build(backbone, **settings):
     torch.manual_seed(0)
-    config = Config(**{"depth": 3, **settings})
+    config = Config(**settings)
     return PromptSRC(config).setup(backbone, ClassSet(names=tuple(NAMES), texts={})).train()
 
 
@@ -33,14 +32,22 @@ def teacher(plain):
     return F.normalize(torch.stack(means), dim=-1)
 
 
-@pytest.mark.parametrize("settings", [{}, {"context_length": 2, "image_prompts": 3}, {"depth": 1}, {"init": None, "context_length": 5}])
+SETTINGS = [
+    {},
+    {"text_length": 2, "image_length": 3, "text_depth": 2},
+    {"text_depth": 1, "image_depth": 1},
+    {"init": None, "text_length": 5},
+    {"image_length": 0},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
 def test_loss_logits_and_gradients(plain, batch, settings):
     adapter = build(plain.backbone, text_weight=7.0, image_weight=3.0, **settings)
     own = {k: v.detach().clone().requires_grad_() for k, v in adapter.named_parameters()}
-    deep = [own[k] for k in sorted(own) if k.startswith("deep_context")]
-    image = [own[k] for k in sorted(own) if k.startswith("image_context")]
-    phrase = adapter.config.init or " ".join("X" * adapter.config.context_length)
-    t = F.normalize(plain.text(NAMES, own["context"], phrase, deep), dim=-1)
+    image = own.get("image_vectors", ())
+    phrase = adapter.config.init or " ".join("X" * adapter.config.text_length)
+    t = F.normalize(plain.text(NAMES, own["text_vectors"][0], phrase, own["text_vectors"][1:]), dim=-1)
     v = F.normalize(plain.image(batch["image"], image), dim=-1)
     t0, v0 = teacher(plain), F.normalize(plain.image(batch["image"]), dim=-1)
     scale = torch.exp(plain.model.logit_scale)
@@ -75,7 +82,10 @@ def test_the_teacher_reads_a_cached_feature(plain, batch):
     torch.testing.assert_close(adapter.logits(other), adapter.logits(batch))
 
 
-@pytest.mark.parametrize(("mean", "sd", "epochs"), [(15.0, 1.0, 20), (6.0, 10.0, 20), (30.0, 30.0, 50), (45.0, 5.0, 50), (45.0, 0.1, 2)])
+GAUSSIANS = [(15.0, 1.0, 20), (6.0, 10.0, 20), (30.0, 30.0, 50), (45.0, 5.0, 50), (45.0, 0.1, 2)]
+
+
+@pytest.mark.parametrize(("mean", "sd", "epochs"), GAUSSIANS)
 def test_epoch_weights_are_a_gaussian_that_adds_up_to_one(plain, mean, sd, epochs):
     weights = build(plain.backbone, aggregation_mean=mean, aggregation_sd=sd).epoch_weights(epochs)
     assert len(weights) == epochs
@@ -120,38 +130,33 @@ def test_the_running_sum_is_part_of_the_state(plain):
     for epoch in (2, 3):
         for adapter in (whole, second):
             with torch.no_grad():
-                adapter.context += 1
+                adapter.text_vectors += 1
             adapter.epoch_ended(epoch, 4)
-    assert torch.equal(whole.context, second.context)
+    assert torch.equal(whole.text_vectors, second.text_vectors)
 
 
 def test_parameter_count_of_the_paper(random_clip):
     """4 + 4 prompts in 9 layers of widths 512 and 768 are 46,080 numbers."""
-    backbone = random_clip(torch.float32, text={"layers": 9, "width": 512, "heads": 8}, vision={"layers": 9, "width": 768, "head_width": 64})
+    text, vision = {"layers": 9, "width": 512, "heads": 8}, {"layers": 9, "width": 768, "head_width": 64}
+    backbone = random_clip(torch.float32, text=text, vision=vision)
     adapter = PromptSRC(Config()).setup(backbone, ClassSet(names=("cat", "dog"), texts={}))
     assert sum(p.numel() for p in adapter.learnable()) == 46_080
 
 
-def test_depth():
-    assert [layers_of(d, 6, (9,)) for d in (1, 6, -1, -2, "all", 9)] == [1, 6, 6, 5, 6, 6]
-    for wrong in (0, 7, -7, "some"):
-        with pytest.raises(RecipeError, match="layers"):
-            layers_of(wrong, 6, (9,))
-
-
 def test_a_tower_that_is_too_short_is_said(plain):
-    adapter = build(plain.backbone, depth=9)
-    layers = plain.backbone.spec.text_layers
-    assert len(adapter.deep_context) == layers - 1
-    assert f"{layers} text" in adapter.notes[0]
+    adapter = build(plain.backbone)
+    assert len(adapter.text_vectors) == plain.backbone.spec.text_layers
+    assert "the paper's depth is 9" in adapter.notes[0]
+    with pytest.raises(LimpetError, match="method.text_depth is 9"):
+        build(plain.backbone, text_depth=9)
 
 
 def test_without_averaging_the_last_prompts_stay(plain):
     adapter = build(plain.backbone, aggregation_mean=None)
     with torch.no_grad():
-        adapter.context += 1
-    kept = adapter.context.detach().clone()
+        adapter.text_vectors += 1
+    kept = adapter.text_vectors.detach().clone()
     adapter.epoch_ended(0, 1)
-    assert torch.equal(adapter.context, kept)
+    assert torch.equal(adapter.text_vectors, kept)
     with pytest.raises(RecipeError, match="aggregation_sd"):
         build(plain.backbone, aggregation_sd=0.0)
