@@ -20,8 +20,10 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from . import __version__, artifact, files, report, show
 from .callbacks.base_to_new import Spaces, label_spaces, measure
 from .callbacks.checkpoint import KeepBest, ResumeCheckpoint
+from .callbacks.cross_dataset import OTHER, Target, measure_targets
 from .callbacks.progress import TrainingProgress
 from .callbacks.provenance import environment
+from .callbacks.shift import SHIFT
 from .errors import LimpetError, RecipeError, RunError
 from .features import CachedFeatures
 from .methods.zero_shot import Config as ZeroShotConfig
@@ -30,6 +32,7 @@ from .module import AdaptationModule
 from .recipe import Recipe
 from .runs import new_run_dir
 from .session import Session, prepare, seed_everything
+from .transfer import facts, ready
 
 if TYPE_CHECKING:
     from .adapter import Batch
@@ -96,10 +99,15 @@ def execute(session: Session, run_dir: Path) -> Path:
     spaces = measure(session.adapter, data, label_spaces(session.classes, recipe.protocol))
     reference = ZeroShot(ZeroShotConfig()).setup(session.backbone, session.classes)
     zero_shot = measure(reference, data, label_spaces(session.classes, recipe.protocol))
+    targets = ready(session.targets, session.backbone, session.needs == "features", recipe.seed)
+    spaces.add(measure_targets(session.adapter, targets))
+    zero_shot.add(measure_targets(reference, targets))
     seconds["evaluate"] = time.monotonic() - started - sum(seconds.values())
     metrics = metrics_of(session, data, manifest, spaces, zero_shot)
+    if targets:
+        metrics |= transfer_metrics(targets, spaces, zero_shot)
     artifact.save(session.adapter, run_dir, {"metrics": metrics, "split_hash": manifest["hash"], "recipe": recipe.name})
-    files.write_csv(run_dir / "per_class.csv", per_class_rows(session, spaces, zero_shot))
+    files.write_csv(run_dir / "per_class.csv", per_class_rows(spaces, zero_shot))
     files.write_csv(run_dir / "predictions.csv", [{"space": s, **row} for s, o in spaces.outcomes.items() for row in o.predictions()])
     env["seconds"] = {k: round(v, 3) for k, v in seconds.items()}
     files.write_json(run_dir / "env.json", env)
@@ -267,7 +275,20 @@ def metrics_of(session: Session, data: Any, manifest: dict[str, Any], spaces: Sp
     return metrics
 
 
-def per_class_rows(session: Session, spaces: Spaces, zero_shot: Spaces) -> list[dict[str, Any]]:
+def transfer_metrics(targets: Sequence[Target], spaces: Spaces, zero_shot: Spaces) -> dict[str, Any]:
+    """What metrics.json says of further data besides their results: facts, and means over data sets (source excluded)."""
+    found: dict[str, Any] = {"transfer": facts(targets)}
+    for kind, prefix in (("other", OTHER), ("shift", SHIFT)):
+        if any(target.space.startswith(prefix) for target in targets):
+            found[f"{kind}_mean"] = spaces.mean(prefix)
+            found[f"zero_shot_{kind}_mean"] = zero_shot.mean(prefix)
+    unreadable = sum(len(target.data.unreadable) for target in targets)
+    if unreadable:
+        found["unreadable_elsewhere"] = unreadable
+    return found
+
+
+def per_class_rows(spaces: Spaces, zero_shot: Spaces) -> list[dict[str, Any]]:
     """Rows of per_class.csv."""
     rows = []
     for space, outcome in spaces.outcomes.items():
@@ -277,7 +298,7 @@ def per_class_rows(session: Session, spaces: Spaces, zero_shot: Spaces) -> list[
                 {
                     "space": space,
                     "class": name,
-                    "text": session.classes.text(name),
+                    "text": outcome.classes.text(name),
                     "images": images,
                     "accuracy": accuracy,
                     "zero_shot_accuracy": reference[name],
