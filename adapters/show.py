@@ -54,7 +54,7 @@ def plan(session: Session, manifest: Mapping[str, Any] | None = None) -> None:
     for key, value in lines.items():
         table.add_row(f"[bold]{key}[/bold]", escape(value))
     console.print(table)
-    for note in (*recipe.notes, *session.notes):
+    for note in (*recipe.notes, *session.notes, *adapter.notes):
         console.print(f"[yellow]note[/yellow] {escape(note)}")
 
 
