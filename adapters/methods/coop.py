@@ -83,7 +83,6 @@ class CoOp(Adapter):
             context = torch.empty(*rows, config.context_length, self.backbone.spec.text_width, dtype=self.dtype)
             nn.init.normal_(context, std=0.02)
         self.context = nn.Parameter(context.detach().clone())
-        self._trained = self.classes.names
 
     def compute_class_weights(self) -> Tensor:
         """Text features (C, D) of the learned prompts, unit norm."""

@@ -75,7 +75,6 @@ class TipAdapter(Adapter):
         self.register_buffer("owner", torch.zeros(0, dtype=torch.long))
         self.register_buffer("alpha", torch.tensor(self.config.init_alpha, dtype=self.dtype))
         self.register_buffer("beta", torch.tensor(self.config.init_beta, dtype=self.dtype))
-        self._trained = self.classes.names
 
     def data_sized(self) -> tuple[str, ...]:
         """The cache holds one row a training image."""

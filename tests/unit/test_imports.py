@@ -17,7 +17,7 @@ STANDARD_AND_OMEGACONF = {
     "PIL",
     "scipy",
 }
-SHARED = {"adapter", "backbone", "blocks", "prompting", "classes", "errors", "optim", "metrics"}
+SHARED = {"adapter", "backbone", "blocks", "prompting", "classes", "errors", "optim", "metrics", "gaussian", "cache_search"}
 
 
 def imports(path):
