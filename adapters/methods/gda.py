@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -213,8 +214,9 @@ class GDA(Adapter):
         text = self.scale * x @ self.zero_shot_weights().to(x).T
         shares = text.softmax(-1)
         start = Moments.soft(x, shares)
-        moments, steps, (size, width) = start, 0, x.shape
-        for steps in range(1, config.em_steps + 1):
+        moments, steps, change, (size, width) = start, 0, 1.0, x.shape
+        while steps < config.em_steps and change >= config.em_tolerance:
+            steps += 1
             factor = size * (size - 1 + width) / (width * max(size - 1, 1))
             W = Precision.shrunk(moments.total, size) @ moments.mean.T * factor
             score = x @ W - 0.5 * (moments.mean * W.T).sum(-1)
@@ -226,8 +228,6 @@ class GDA(Adapter):
             moments = Moments.soft(x, shares)
             lost = moments.count < 1e-6 * size / len(moments.count)
             moments.mean = torch.where(lost[:, None], start.mean, moments.mean)
-            if change < config.em_tolerance:
-                break
         self.selected["em_steps"] = steps
         return moments
 
@@ -251,7 +251,7 @@ class GDA(Adapter):
         log_prior = (
             (moments.count / moments.count.sum()).clamp_min(1e-300).log()
             if config.prior == "empirical"
-            else torch.full_like(moments.count, -float(has.sum().clamp_min(1).log()))
+            else torch.full_like(moments.count, -math.log(max(int(has.sum()), 1)))
         )
         b = log_prior - 0.5 * (moments.mean * W.T).sum(-1)
         if config.correct_rare:
@@ -270,7 +270,7 @@ class GDA(Adapter):
             W[:, ~known] = torch.stack([one @ means.T for one in own]).mean(0)
             quadratic = (means * W[:, ~known].T).sum(-1)
             classes = int(has.sum()) if bool(known.any()) else int((~known).sum())  # one prior for all columns
-            b[~known] = -torch.tensor(float(classes)).log().to(b) - 0.5 * quadratic
+            b[~known] = -math.log(classes) - 0.5 * quadratic
         return W, b
 
     def logits(self, batch: Batch) -> Tensor:
