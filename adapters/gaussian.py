@@ -7,7 +7,6 @@ sums of squares minus squares of sums would lose most of their digits.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -42,12 +41,11 @@ class Moments:
         if single is None:
             single = classes * width * width <= PER_CLASS_LIMIT
         groups = classes if single else min(1, classes)
-        new = {"dtype": torch.float64, "device": device}
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float64, device=device)
+
         group = torch.arange(classes, device=device) if single else torch.zeros(classes, dtype=torch.long, device=device)
-        return cls(
-            torch.zeros(classes, **new), torch.zeros(classes, width, **new), torch.zeros(groups, width, width, **new),
-            torch.zeros(groups, **new), group,
-        )  # fmt: skip
+        return cls(zeros(classes), zeros(classes, width), zeros(groups, width, width), zeros(groups), group)
 
     @property
     def total(self) -> Tensor:
@@ -66,7 +64,7 @@ class Moments:
         n m / (n + m), which makes the result that of all samples at once (Chan, Golub and LeVeque 1979).
         """
         x = features.to(self.mean)
-        present, owner = labels.to(self.group.device).unique(return_inverse=True)
+        present, owner = torch.unique(labels.to(self.group.device), return_inverse=True)
         added = torch.bincount(owner, minlength=len(present)).to(x)
         mean = torch.zeros(len(present), x.shape[1], dtype=x.dtype, device=x.device).index_add_(0, owner, x)
         mean /= added[:, None]
@@ -75,7 +73,7 @@ class Moments:
         weight = before * added / (before + added)
         rows, group = torch.cat([x, weight.sqrt()[:, None] * shift]), self.group[present]
         where = torch.cat([group[owner], group])
-        for number in group.unique().tolist():
+        for number in sorted(set(group.tolist())):
             own = rows if len(self.scatter) == 1 else rows[where == number]
             self.scatter[number].addmm_(own.T, own)
         self.samples.index_add_(0, group, added)
@@ -91,7 +89,7 @@ class Moments:
     def kept(self, rows: list[int]) -> tuple[Moments, bool]:
         """The classes `rows` alone, and whether the scatter is exactly theirs (a shared group keeps the others' part)."""
         group = self.group[rows]
-        used, renumbered = group.unique(return_inverse=True)
+        used, renumbered = torch.unique(group, return_inverse=True)
         left = Moments(self.count[rows], self.mean[rows], self.scatter[used], self.samples[used], renumbered)
         return left, bool(abs(left.size - float(left.count.sum())) < 1e-6 * max(left.size, 1.0))
 
@@ -146,7 +144,7 @@ class Precision:
         if self.factor is None:
             return torch.zeros_like(right)
         if self.values is not None:
-            return cast(Tensor, self.factor @ (self.values[:, None] * (self.factor.T @ right)))
+            return self.factor @ (self.values[:, None] * (self.factor.T @ right))
         return torch.cholesky_solve(right, self.factor) * self.scale
 
 

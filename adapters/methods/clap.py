@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -137,7 +137,7 @@ class CLAP(Adapter):
         new = [name for name in classes.names if name not in self._trained]
         super().add_classes(classes, batches)
         rows = [classes.index(name) for name in new]
-        text = cast(Tensor, self.raw_text_weights())[rows]
+        text = self.raw_text_weights()[rows]
         self.replace_tensor("weight", torch.cat([self.weight.detach(), text.to(self.weight)]))
         self.multiplier = torch.cat([self.multiplier, self.multiplier.mean().expand(len(new))])
         self._trained = (*self._trained, *new)

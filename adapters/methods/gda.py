@@ -175,8 +175,8 @@ class GDA(Adapter):
             return Moments(*(getattr(self, name) for name in STATE))
         if "moments" not in self._derived:
             moments = Moments.empty(len(self._trained), self.backbone.embed_dim, self.bank.device, single=False)
-            for rows in torch.arange(len(self.bank), device=self.bank.device).split(8192):
-                moments.add(self.bank[rows], self.owner[rows])
+            for start in range(0, len(self.bank), 8192):
+                moments.add(self.bank[start : start + 8192], self.owner[start : start + 8192])
             self._derived["moments"] = moments
         return cast(Moments, self._derived["moments"])
 

@@ -121,7 +121,7 @@ class LPPlusPlus(Adapter):
             optimiser.step()
             with torch.no_grad():
                 if epoch % config.alpha_every == 0:
-                    alpha -= alpha_step * gradient
+                    alpha.sub_(alpha_step * gradient)
                 right = int(((val @ W.T + b + alpha * val_text).argmax(-1) == wanted).sum())
             if right >= best:
                 best, kept, state = right, epoch, (W.detach().clone(), b.detach().clone(), alpha.detach().clone())
