@@ -64,6 +64,7 @@ class Adapter(nn.Module):
         self.notes: list[str] = []
         self._backbone = _Reference(None)
         self._classes: ClassSet | None = None
+        self._trained: tuple[str, ...] = ()  # the classes that tensors of `per_class` have a row for, in their order
         self._derived: dict[str, Any] = {}  # follows from the classes and the state; never saved
 
     # Declared properties: answered from the configuration and the backbone's description, before weights load.
@@ -145,6 +146,7 @@ class Adapter(nn.Module):
             raise LimpetError(reason)
         self._backbone = _Reference(backbone)
         self._classes = classes
+        self._trained = classes.names
         self._derived = {}
         self.build()
         self.to(backbone.device)
@@ -226,14 +228,26 @@ class Adapter(nn.Module):
         Source: CLIP, arXiv 2103.00020, section 3.1.4 (prompt ensembling).
         """
         if "zero_shot" not in self._derived:
-            prompts = [self.classes.prompts(name) for name in self.classes.names]
-            counts = torch.tensor([len(p) for p in prompts])
-            features = self.backbone.encode_text([text for group in prompts for text in group]).to(self.dtype)
-            owner = torch.repeat_interleave(torch.arange(len(prompts)), counts).to(features.device)
-            total = torch.zeros(len(prompts), features.shape[1], dtype=features.dtype, device=features.device)
-            mean = total.index_add_(0, owner, features) / counts.to(features)[:, None]
-            self._derived["zero_shot"] = F.normalize(mean, dim=-1)
+            self._derived["zero_shot"] = F.normalize(self._mean_prompts(normalize=True), dim=-1)
         return cast(Tensor, self._derived["zero_shot"])
+
+    def raw_text_weights(self) -> Tensor:
+        """Text classifier (C, D) of any norm: the mean of a class's prompt features as the tower gives them.
+
+        TaskRes and CLAP start from these, not from normalised prompts.
+        """
+        if "raw_text" not in self._derived:
+            self._derived["raw_text"] = self._mean_prompts(normalize=False)
+        return cast(Tensor, self._derived["raw_text"])
+
+    def _mean_prompts(self, normalize: bool) -> Tensor:
+        prompts = [self.classes.prompts(name) for name in self.classes.names]
+        counts = torch.tensor([len(p) for p in prompts])
+        texts = [text for group in prompts for text in group]
+        features = self.backbone.encode_text(texts, normalize=normalize).to(self.dtype)
+        owner = torch.repeat_interleave(torch.arange(len(prompts)), counts).to(features.device)
+        total = torch.zeros(len(prompts), features.shape[1], dtype=features.dtype, device=features.device)
+        return total.index_add_(0, owner, features) / counts.to(features)[:, None]
 
     def logits(self, batch: Batch) -> Tensor:
         """Scores (B, C), one column a class of `classes`: logit scale times cosine similarity."""
@@ -270,6 +284,45 @@ class Adapter(nn.Module):
             NeedsImages: the method needs images of the new classes and `batches` is None.
         """
         self._classes, self._derived = classes, {}
+
+    def remove_classes(self, names: Sequence[str]) -> None:
+        """Forget classes: they are no longer candidates, and their rows of the tensors of `per_class` are dropped.
+
+        Raises:
+            RecipeError: a class does not exist.
+            LimpetError: no class would be left.
+        """
+        kept = self.classes.without(names)
+        if not len(kept):
+            raise LimpetError(f"Removing {', '.join(names)} would leave no class. Keep at least one.")
+        rows = [i for i, name in enumerate(self._trained) if name not in set(names)]
+        for tensor in self.per_class(self.config, self.backbone.spec):
+            self.replace_tensor(tensor, getattr(self, tensor).detach()[rows])
+        self._trained = tuple(self._trained[i] for i in rows)
+        self._classes, self._derived = kept, {}
+
+    def rename_classes(self, names: Mapping[str, str], reword: bool = False) -> None:
+        """Change the names of classes, `{old: new}`; the answers stay the same, column by column.
+
+        Args:
+            names: new name of each old one.
+            reword: let the new names stand in the prompts, too, where no text was given for a class. That changes
+                the text features, and with them the answers.
+
+        Raises:
+            RecipeError: a class does not exist, or two would have one name.
+        """
+        renamed = self.classes.renamed(names)
+        if not reword:
+            texts = {names.get(name, name): self.classes.texts[name] for name in self.classes.names}
+            renamed = dataclasses.replace(renamed, texts=texts)
+        self._trained = tuple(names.get(name, name) for name in self._trained)
+        self._classes, self._derived = renamed, {}
+
+    def replace_tensor(self, name: str, value: Tensor) -> None:
+        """Put another tensor, possibly of another size, in the place of a parameter or buffer."""
+        own = getattr(self, name)
+        setattr(self, name, nn.Parameter(value, own.requires_grad) if isinstance(own, nn.Parameter) else value)
 
     def learnable(self) -> list[nn.Parameter]:
         """Parameters that training changes."""
