@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -184,6 +184,18 @@ class Adapter(nn.Module):
     def select(self, batches: Sequence[Batch]) -> None:
         """Choose hyper-parameters on held-out batches and record them in `selected`. `batches` may be empty."""
 
+    def interpolated(self, share: float) -> None:
+        """Answer from now on with (1 - share) of the frozen towers' weights and `share` of the trained ones.
+
+        Shares are counted from the end of training, however often this is called.
+
+        Raises:
+            LimpetError: the method does not train towers.
+        """
+        raise LimpetError(
+            f"'{self.name}' does not train the towers of the backbone, so there are no weights to interpolate (WiSE-FT)."
+        )
+
     def loss(self, batch: Batch) -> Tensor:
         """Training loss (a scalar): cross-entropy over all classes unless a method says otherwise."""
         return F.cross_entropy(self.logits(batch), batch["label"])
@@ -226,14 +238,22 @@ class Adapter(nn.Module):
         Source: CLIP, arXiv 2103.00020, section 3.1.4 (prompt ensembling).
         """
         if "zero_shot" not in self._derived:
-            prompts = [self.classes.prompts(name) for name in self.classes.names]
-            counts = torch.tensor([len(p) for p in prompts])
-            features = self.backbone.encode_text([text for group in prompts for text in group]).to(self.dtype)
-            owner = torch.repeat_interleave(torch.arange(len(prompts)), counts).to(features.device)
-            total = torch.zeros(len(prompts), features.shape[1], dtype=features.dtype, device=features.device)
-            mean = total.index_add_(0, owner, features) / counts.to(features)[:, None]
-            self._derived["zero_shot"] = F.normalize(mean, dim=-1)
+            with torch.no_grad():
+                self._derived["zero_shot"] = self.prompt_weights(lambda t: self.backbone.encode_text(t).to(self.dtype))
         return cast(Tensor, self._derived["zero_shot"])
+
+    def prompt_weights(self, encode: Callable[[list[str]], Tensor] | None = None) -> Tensor:
+        """The same average over the prompts of a class, with features of `encode` (default: this adapter's text tower).
+
+        Args:
+            encode: texts -> features (N, D), unit norm.
+        """
+        prompts = [self.classes.prompts(name) for name in self.classes.names]
+        counts = torch.tensor([len(p) for p in prompts])
+        features = (encode or self.encode_text)([text for group in prompts for text in group])
+        owner = torch.repeat_interleave(torch.arange(len(prompts)), counts).to(features.device)
+        total = torch.zeros(len(prompts), features.shape[1], dtype=features.dtype, device=features.device)
+        return F.normalize(total.index_add(0, owner, features) / counts.to(features)[:, None], dim=-1)
 
     def logits(self, batch: Batch) -> Tensor:
         """Scores (B, C), one column a class of `classes`: logit scale times cosine similarity."""

@@ -23,6 +23,7 @@ from .callbacks.progress import TrainingProgress
 from .callbacks.provenance import environment
 from .errors import LimpetError, RunError
 from .features import CachedFeatures
+from .interpolation import post_step
 from .methods.zero_shot import Config as ZeroShotConfig
 from .methods.zero_shot import ZeroShot
 from .module import AdaptationModule
@@ -154,6 +155,7 @@ def train(session: Session, data: Any, run_dir: Path) -> None:
         held_out = list(batches_on(training.test_dataloader(), session.backbone.device))
     adapter.eval()
     adapter.select(held_out)
+    post_step(adapter, held_out)
 
 
 def batches_on(loader: Iterable[Batch], device: torch.device) -> Iterable[Batch]:
