@@ -3,19 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import interpolation
 from .adapter import Adapter, Batch, Needs
+from .block_memory import BlockMemory
+from .errors import nearest
 
 if TYPE_CHECKING:
     from .backbone import EditableClip
     from .backbone_spec import BackboneSpec
 
 TOWERS: Mapping[str, tuple[str, ...]] = {"image": ("image",), "text": ("text",), "both": ("image", "text")}
+
+
+@dataclass
+class Config(interpolation.Interpolation):
+    """What the settings of these methods have in common.
+
+    Attributes:
+        towers: "image", "text" or "both".
+        layers: blocks of each tower (see `limpet.layers.choose`), or a table {image: ..., text: ...}.
+        logit_scale: scale of the logits; None takes the backbone's own.
+        activation_memory: MiB for image activations below the first trained block; an image seen again starts from there.
+    """
+
+    towers: str = "both"
+    layers: Any = "all"
+    logit_scale: float | None = None
+    activation_memory: int = 0
+
+
+def tower_problem(config: Config) -> str | None:
+    """Why the common settings cannot be used, as a sentence, or None."""
+    if config.towers not in TOWERS:
+        return f"method.towers is '{config.towers}'.{nearest(config.towers, TOWERS)} It is one of {', '.join(TOWERS)}."
+    if config.activation_memory < 0:
+        return f"method.activation_memory is {config.activation_memory}: it is a number of MiB, 0 for none."
+    return interpolation.problem(config)
+
+
+def block_prefix(model: Any, tower: str) -> str:
+    """Dotted name of the list of blocks of a native tower, "image" or "text"."""
+    inside = "visual." if tower == "image" else "text." if hasattr(model, "text") else ""
+    return f"{inside}transformer.resblocks"
 
 
 class Tree(nn.Module):
@@ -49,6 +85,8 @@ class TowerAdapter(Adapter):
 
     trained: Tree
     _clip: EditableClip
+    _memory: BlockMemory
+    _first: int
 
     @classmethod
     def towers(cls, config: Any) -> tuple[str, ...]:
@@ -65,9 +103,16 @@ class TowerAdapter(Adapter):
         """Images, unless the image tower stays frozen: then its features can be kept."""
         return "images" if "image" in cls.towers(config) else "features"
 
-    def attach(self, clip: EditableClip, tensors: Mapping[str, Tensor]) -> None:
-        """Work with `clip` from now on; `tensors` of it are trained and saved."""
-        self._clip = clip
+    def attach(self, clip: EditableClip, tensors: Mapping[str, Tensor], first: int) -> None:
+        """Work with `clip` from now on; `tensors` of it are trained and saved.
+
+        Args:
+            clip: the copy, its encoders carrying gradients to `tensors`.
+            tensors: dotted name -> parameter.
+            first: lowest block of the image tower that holds one of them; below it nothing is trained.
+        """
+        self._clip, self._first = clip, first
+        self._memory = BlockMemory(self.config.activation_memory * 2**20)
         self.trained = Tree(tensors)
 
     @property
@@ -82,7 +127,12 @@ class TowerAdapter(Adapter):
         """Image features (B, D), unit norm, from the trained tower where there is one."""
         if "image" not in self.towers(self.config):
             return super().encode_image(batch)
-        return F.normalize(self.clip.encode_image(batch["image"], normalize=False).to(self.dtype), dim=-1)
+        clip, images = self.clip, batch["image"]
+        if self._first and self._memory.size:
+            features = self._memory.image_features(clip, images, self._first)
+        else:
+            features = clip.encode_image(images, normalize=False)
+        return F.normalize(features.to(self.dtype), dim=-1)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Text features (N, D), unit norm, from the trained tower where there is one."""
