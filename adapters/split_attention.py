@@ -60,10 +60,10 @@ class SplitAttention(nn.Module):
         """
         given = (query, query if key is None else key, query if value is None else value)
         q, k, v = (t if self.batch_first else t.transpose(0, 1) for t in given)
-        heads = [self.project(t, i, i + 1)[0].transpose(1, 2) for i, t in enumerate((q, k, v))]
+        q, k, v = (self.project(t, i, i + 1)[0].transpose(1, 2) for i, t in enumerate((q, k, v)))
         if attn_mask is not None and attn_mask.ndim == 3:
             attn_mask = attn_mask.view(-1, self.num_heads, *attn_mask.shape[1:])
-        mixed = F.scaled_dot_product_attention(*heads, attn_mask=attn_mask)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)
         out: Tensor = self.out_proj(mixed.transpose(1, 2).flatten(2))
         return (out if self.batch_first else out.transpose(0, 1)), None
 

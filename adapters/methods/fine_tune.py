@@ -130,7 +130,7 @@ class FineTune(TowerAdapter):
         return super().load_state_dict(*given, **options)
 
     def interpolated(self, share: float) -> None:
-        """theta = (1 - a) theta_0 + a theta_1 over every trained weight."""
+        """Every trained weight becomes (1 - a) theta_0 + a theta_1."""
         clip, frozen = self._clip, dict(self.backbone.model.named_parameters())
         if self._end is None:
             self._end = {name: p.detach().clone() for name, p in clip.named_parameters()}
@@ -143,8 +143,8 @@ class FineTune(TowerAdapter):
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy, or the contrastive loss of CLIP's pre-training with one prompt of each image's class.
 
-        Images of one class are each other's negatives there, as published; since their prompts are the same, the best the
-        loss can do is to share the weight among them.
+        Images of one class are each other's negatives there, as published. Where k images have the same prompt the published
+        loss cannot fall below log k for them; that constant is taken off, so that 0 is reached and gradients are the same.
         """
         if self.config.loss == "cross_entropy":
             return super().loss(batch)
@@ -157,7 +157,8 @@ class FineTune(TowerAdapter):
         scale = self.backbone.logit_scale if fixed is None else float(fixed)
         logits = scale * self.encode_image(batch) @ features.T
         targets = torch.arange(len(texts), device=logits.device)
-        return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+        floor = torch.tensor([float(texts.count(text)) for text in texts], device=logits.device).log().mean()
+        return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2 - floor
 
 
 def _tower(name: str) -> str:
