@@ -4,8 +4,7 @@ Everything an adapter does inside a tower (deep prompts, another source of queri
 attention bias, computing only some rows of the last block, looking at single heads) enters here, so no tower
 is rewritten and no weight is copied. Attention uses `linear` and `scaled_dot_product_attention` on the
 parameters of
-`nn.MultiheadAttention`: the same numbers, and under bf16 autocast several times faster than the module
-    itself.
+`nn.MultiheadAttention`: the same numbers, and under bf16 autocast several times faster than the module itself.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import BackboneError
+from .split_attention import SplitAttention
 
 if TYPE_CHECKING:
     from .backbone import FrozenClip
@@ -55,9 +55,11 @@ def attention_problem(block: Any) -> str | None:
     """Say why a block's attention cannot be computed functionally, or None where it can.
 
     A wrapper around the attention module (PEFT's, say) still shows the weights inside it; computing from
-    those would silently ignore the wrapper, so only the plain class is accepted.
+    those would silently ignore the wrapper, so only the plain class and its split form are accepted.
     """
     attention = getattr(block, "attn", None)
+    if isinstance(attention, SplitAttention):
+        return None
     if type(attention) is not nn.MultiheadAttention or hasattr(block, "ln_attn"):
         return f"its blocks use {type(attention).__name__}, not plain multi-head attention"
     if (
@@ -72,7 +74,10 @@ def attention_problem(block: Any) -> str | None:
 
 
 def project_qkv(attention: Any, x: Tensor) -> Heads:
-    """Return the frozen module's queries, keys and values of x (..., L, W), each (..., L, H, d)."""
+    """Return the module's queries, keys and values of x (..., L, W), each (..., L, H, d)."""
+    if isinstance(attention, SplitAttention):
+        q, k, v = attention.project(x)
+        return q, k, v
     heads = attention.num_heads
     packed = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
     q, k, v = packed.view(*x.shape[:-1], 3, heads, x.shape[-1] // heads).unbind(-3)
@@ -81,6 +86,8 @@ def project_qkv(attention: Any, x: Tensor) -> Heads:
 
 def project_part(attention: Any, x: Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
     """Return some of queries (0), keys (1) and values (2) of x, parts start..stop, each (..., L, H, d)."""
+    if isinstance(attention, SplitAttention):
+        return attention.project(x, start, stop)
     heads, width = attention.num_heads, x.shape[-1]
     rows = slice(start * width, stop * width)
     bias = attention.in_proj_bias
@@ -89,7 +96,10 @@ def project_part(attention: Any, x: Tensor, start: int, stop: int) -> tuple[Tens
 
 
 def project_out(attention: Any, x: Tensor) -> Tensor:
-    """Return the frozen module's output projection of the concatenated heads (..., L, W)."""
+    """Return the module's output projection of the concatenated heads (..., L, W)."""
+    if isinstance(attention, SplitAttention):
+        projected: Tensor = attention.out_proj(x)  # a call, so that whatever wraps the layer takes part
+        return projected
     return F.linear(x, attention.out_proj.weight, attention.out_proj.bias)
 
 

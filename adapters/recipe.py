@@ -105,6 +105,12 @@ class Recipe:
             RecipeError: with file and line, for keys it does not have and values of another type.
         """
         items = {k: v for k, v in self.method_written.items.items() if k != "name"}
+        if "interpolate" in items and "interpolate" not in {f.name for f in dataclasses.fields(cls)}:  # type: ignore[arg-type]
+            origin = self.method_written.keys.get("interpolate", self.method_written.origin)
+            raise RecipeError(
+                f"{origin}: method.interpolate mixes trained towers with the frozen ones (WiSE-FT), and "
+                f"'{self.method['name']}' trains no tower. Remove it, or use method=lora or method=fine_tune."
+            )
         section = Section(items, self.method_written.origin, self.method_written.keys)
         around = {key: value for key, value in self.to_dict().items() if key not in ("method", "classes")}
         return build(cls, section, "method", _escaped(around))

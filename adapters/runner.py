@@ -26,6 +26,7 @@ from .callbacks.provenance import environment
 from .callbacks.shift import SHIFT
 from .errors import LimpetError, RecipeError, RunError
 from .features import CachedFeatures
+from .interpolation import post_step
 from .methods.zero_shot import Config as ZeroShotConfig
 from .methods.zero_shot import ZeroShot
 from .module import AdaptationModule
@@ -165,6 +166,7 @@ def train(session: Session, data: Any, run_dir: Path) -> None:
         gradient_training(session, loader, held_out, run_dir)
     adapter.eval()
     adapter.select(held_out)
+    post_step(adapter, held_out)
 
 
 def batches_on(loader: Iterable[Batch], device: torch.device) -> Iterable[Batch]:
