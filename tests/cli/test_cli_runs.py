@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from limpet.callbacks.checkpoint import ResumeCheckpoint
 
 RUN_FOLDER = {
@@ -113,7 +114,7 @@ def test_resume_after_ctrl_c_equals_an_uninterrupted_run(settings, limpet, fish,
     assert "nothing to resume" in limpet("resume", "fish/002", code=2)
 
 
-def test_resume_after_kill_equals_an_uninterrupted_run(command):
+def test_resume_after_kill_equals_an_uninterrupted_run(command, limpet):
     words = ["fit", "quickstart", "data.species=4", "data.test=5", "data.train=8", "data.shots=8", "trainer.epochs=150",
              "trainer.threads=1", "data.batch_size=8"]  # fmt: skip
     started = command(*words, wait=False)
@@ -124,8 +125,12 @@ def test_resume_after_kill_equals_an_uninterrupted_run(command):
     started.send_signal(signal.SIGKILL)
     started.communicate()
     assert not Path("runs/quickstart/001/metrics.json").exists(), "finished before it could be killed"
-    assert command("resume", "quickstart")[0] == 0
-    assert command(*words)[0] == 0
+    threads = torch.get_num_threads()
+    try:
+        limpet("resume", "quickstart")
+        limpet(*words)
+    finally:
+        torch.set_num_threads(threads)
     assert Path("runs/quickstart/001/metrics.json").read_bytes() == Path("runs/quickstart/002/metrics.json").read_bytes()
 
 
@@ -227,9 +232,7 @@ def test_two_runs_share_a_cache_at_once(command, fish, tmp_path):
 
 
 def test_nothing_of_the_libraries_reaches_the_user(command, fish):
-    for method in ("coop", "linear_probe", "tip_adapter_f"):
-        code, out, err = command("fit", "fish", f"data.root={fish}", f"method={method}", "seed=1,2")
-        assert (code, err) == (0, ""), err
-        assert not any(word in out for word in ("GPU available", "Warning", "lightning.ai", "HPU", "bar`"))
-    code, out, err = command("fit", "fish", "data.root=nowhere")
-    assert code == 2 and err.startswith("error: ") and len(err.splitlines()) == 1
+    words = ["method=coop,linear_probe,tip_adapter_f", "evaluate.select=val", "trainer.precision=16-mixed"]
+    code, out, err = command("fit", "fish", f"data.root={fish}", *words)
+    assert (code, err) == (0, ""), err
+    assert not any(word in out for word in ("GPU available", "Warning", "lightning.ai", "HPU", "bar`"))
