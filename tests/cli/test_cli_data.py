@@ -36,7 +36,7 @@ def test_names_that_yaml_would_change_stay_what_they_are(how, fit_fish, limpet, 
         if how == "parquet":
             pd.read_csv(place / "labels.csv", dtype=str, keep_default_na=False).to_parquet(place / "labels.parquet")
         settings = ["data=table", f"data.table={place}/labels.{how}"]
-    run, metrics = fit_fish(*settings, "method=linear_probe", "classes.texts={no: [norwegian fish], '007': [bond fish]}",
+    run, _ = fit_fish(*settings, "method=linear_probe", "classes.texts={no: [norwegian fish], '007': [bond fish]}",
                             "classes.include=[no,'007',1e3,Käfer ñ]", root=root)  # fmt: skip
     assert json.loads((run / "split.json").read_text("utf-8"))["classes"] == names
     assert {r["label"] for r in rows(run / "predictions.csv")} == set(names)
@@ -57,7 +57,7 @@ def test_unreadable_images_are_reported_or_stop(fish, fit_fish, limpet, place):
     for folder in root.iterdir():
         (folder / "03.png").write_bytes(b"")
         (folder / "07.png").write_bytes((folder / "07.png").read_bytes()[:200])
-    run, metrics = fit_fish("data.shots=all", root=root)
+    _, metrics = fit_fish("data.shots=all", root=root)
     assert len(metrics["unreadable"]) == 8 and any("could not be read" in note for note in metrics["notes"])
     assert metrics["results"]["all"]["images"] > 0
     assert "strict" in limpet("fit", "fish", f"data.root={root}", "data.strict=true", "data.shots=all", code=2)
@@ -70,16 +70,15 @@ def test_every_image_of_every_class_may_be_used(method, fit_fish):
 
 
 def test_a_class_without_test_images(fit_fish, fish, place):
-    table = table_of(fish, place / "t.csv", split=lambda name, i: "test" if i > 6 and "eel" not in name else "train")
+    table = table_of(fish, place / "t.csv", split=lambda name, i: "test" if i > 6 and "wrasse" not in name else "train")
     run, metrics = fit_fish("data=table", f"data.table={table}", "method=linear_probe")
     assert any("No test images" in note for note in metrics["notes"]), metrics["notes"]
-    (empty,) = [r for r in rows(run / "per_class.csv") if "eel" in r["class"]]
+    (empty,) = [r for r in rows(run / "per_class.csv") if "wrasse" in r["class"]]
     assert empty["images"] == "0" and empty["accuracy"] == ""
-    assert any("validation" in note for note in metrics["notes"])
 
 
 def test_a_class_without_training_images(fit_fish, fish, place):
-    table = table_of(fish, place / "t.csv", split=lambda name, i: "test" if i > 6 or "eel" in name else "train")
+    table = table_of(fish, place / "t.csv", split=lambda name, i: "test" if i > 6 or "wrasse" in name else "train")
     for method in ("coop", "linear_probe", "tip_adapter"):
         _, metrics = fit_fish("data=table", f"data.table={table}", f"method={method}")
         assert metrics["results"]["all"]["classes"] == 4
@@ -89,7 +88,7 @@ def test_a_class_without_training_images(fit_fish, fish, place):
 @pytest.mark.parametrize("species", [1, 2])
 def test_one_class_or_two(method, species, fit_fish, draw, place):
     root = draw(place / "few", species=species, images=8)
-    run, metrics = fit_fish(f"method={method}", root=root)
+    _, metrics = fit_fish(f"method={method}", root=root)
     assert "top5" not in metrics["results"]["all"]
     assert any("only class" in note for note in metrics["notes"]) == (species == 1)
 

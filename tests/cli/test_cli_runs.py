@@ -52,7 +52,7 @@ def test_the_screen_fits_eighty_columns_and_says_what_next(limpet, fish):
 def test_equal_recipes_give_equal_bytes(fit_fish):
     first, _ = fit_fish("data.augment.preset=natural", "data.augment.views=2")
     second, _ = fit_fish("data.augment.preset=natural", "data.augment.views=2", "data.num_workers=2")
-    third, other = fit_fish("data.augment.preset=natural", "data.augment.views=2", "seed=2")
+    _, other = fit_fish("data.augment.preset=natural", "data.augment.views=2", "seed=2")
     assert (first / "metrics.json").read_bytes() == (second / "metrics.json").read_bytes()
     assert (first / "predictions.csv").read_bytes() == (second / "predictions.csv").read_bytes()
     assert other["seed"] == 2 and other["split_hash"] != json.loads((first / "metrics.json").read_text())["split_hash"]
@@ -173,7 +173,7 @@ def test_a_method_that_needs_images_says_so_for_new_classes(limpet, fit_fish, dr
 
 
 def test_predict_a_folder_a_file_and_a_pattern(limpet, fit_fish, fish, place):
-    run, metrics = fit_fish("method=tip_adapter", "data.shots=4")
+    run, _ = fit_fish("method=tip_adapter", "data.shots=4")
     limpet("predict", "fish", fish, "--out", "all.csv", "--top", "2")
     found = rows("all.csv")
     assert len(found) == 40 and set(found[0]) == {"path", "label", "text", "probability", "top2", "probability2"}
