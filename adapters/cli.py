@@ -215,6 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [w for w in words if w != "--debug"] or ["--help"]
+    shown = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # the sentence, not the source line
     interrupted = threading.Event()
     previous = _notice_interrupts(interrupted)
@@ -238,6 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(message)
         code = 2
     finally:
+        warnings.formatwarning = shown
         if previous is not None:
             signal.signal(signal.SIGINT, previous)
     if interrupted.is_set():
