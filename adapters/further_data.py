@@ -45,7 +45,7 @@ def read(
     Raises:
         RecipeError: "file:line: what is wrong".
     """
-    result = {}
+    result: dict[str, Any] = {}
     for name, node in entries.items.items():
         path = f"evaluate.{kind}.{name}"
         place = entries.keys.get(name, node.origin)

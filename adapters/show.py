@@ -64,7 +64,7 @@ def plan(session: Session, manifest: Mapping[str, Any] | None = None) -> None:
 def results(session: Session, metrics: Mapping[str, Any], run_dir: Path) -> None:
     """Print the table of a finished run, where it is, and what to do next."""
     table = Table(title=f"{metrics['recipe']}: {metrics['method']} on {metrics['backbone']}, test images, %")
-    table.add_column("classes", min_width=12, max_width=13, overflow="fold")
+    table.add_column("classes", no_wrap=True)
     for column in ("number", "images", "accuracy", "zero-shot", "balanced", "macro-F1", "ECE"):
         table.add_column(column, justify="right")
     marked = False
