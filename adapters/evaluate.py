@@ -19,6 +19,23 @@ from .session import choose_classes, load_data
 from .show import MEANS, console, percent
 from .transfer import facts, load_targets, ready
 
+CHANGEABLE = ("data", "classes", "protocol", "evaluate", "seed")
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse what a trained adapter cannot be given any more: another method, backbone or training.
+
+    Raises:
+        RunError: names the key.
+    """
+    for word in overrides:
+        key = word.partition("=")[0]
+        if key.partition(".")[0] not in CHANGEABLE:
+            raise RunError(
+                f"{key} cannot be changed in an evaluation: the adapter is trained. Start a new run with `limpet fit`, "
+                f"or change one of {', '.join(CHANGEABLE)}."
+            )
+
 
 def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Evaluate the newest artefact of a run with its recipe, changed by `overrides`; print and store the result.
@@ -28,6 +45,7 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     Raises:
         RunError: the run has no artefact.
     """
+    check_overrides(overrides)
     recipe = Recipe.from_run(run_dir, overrides)
     folder = run_dir / "adapter"
     if not folder.is_dir():

@@ -19,6 +19,7 @@ from .errors import RecipeError, RunError, nearest
 from .further_data import read, take_out
 from .nodes import Items, Node, Scalar, Section, describe, plain_data
 from .sections import (
+    LOGGERS,
     PROTOCOLS,
     BackboneConfig,
     ClassesConfig,
@@ -104,6 +105,12 @@ class Recipe:
             RecipeError: with file and line, for keys it does not have and values of another type.
         """
         items = {k: v for k, v in self.method_written.items.items() if k != "name"}
+        if "interpolate" in items and "interpolate" not in {f.name for f in dataclasses.fields(cls)}:  # type: ignore[arg-type]
+            origin = self.method_written.keys.get("interpolate", self.method_written.origin)
+            raise RecipeError(
+                f"{origin}: method.interpolate mixes trained towers with the frozen ones (WiSE-FT), and "
+                f"'{self.method['name']}' trains no tower. Remove it, or use method=lora or method=fine_tune."
+            )
         section = Section(items, self.method_written.origin, self.method_written.keys)
         around = {key: value for key, value in self.to_dict().items() if key not in ("method", "classes")}
         return build(cls, section, "method", _escaped(around))
@@ -325,6 +332,14 @@ def _check_values(filled: Any, tree: Section, origins: Mapping[str, str]) -> Non
                 f"{place}: data.{key} is '{word}', not one of {', '.join(known)}.{nearest(word, known)}"
             )
     _check_pairs(filled, origins)
+    if not filled.optim.lr:
+        raise RecipeError(f"{origins['optim.lr']}: optim.lr is 0: nothing would be learned.")
+    for word in filled.trainer.loggers:
+        if word not in LOGGERS:
+            place = origins.get("trainer.loggers", "default")
+            raise RecipeError(
+                f"{place}: trainer.loggers names '{word}', not one of {', '.join(LOGGERS)}.{nearest(word, LOGGERS)}"
+            )
     shots = getattr(filled.data, "shots", "all")
     if shots != "all" and (isinstance(shots, bool) or not isinstance(shots, int) or shots < 1):
         raise RecipeError(

@@ -10,6 +10,9 @@ from typing import Any
 
 PROTOCOLS = ("all", "base_to_new", "cross_dataset")
 PRECISIONS = ("fp32", "bf16", "fp16")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+TRAINING_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+LOGGERS = ("csv", "tensorboard")
 
 
 def choice(default: str | None, *choices: str) -> Any:
@@ -68,13 +71,13 @@ class TrainerConfig:
 
     epochs: int = number(50, 0)
     max_steps: int = number(-1, -1)  # -1: no limit
-    accelerator: str = "auto"
+    accelerator: str = choice("auto", *ACCELERATORS)
     devices: int = number(1, 1)
     strategy: str = "auto"
-    precision: str = "32-true"
+    precision: str = choice("32-true", *TRAINING_PRECISIONS)
     gradient_clip: float | None = number(None, 0)
     log_every: int = number(10, 1)  # steps
-    loggers: list[str] = field(default_factory=list)
+    loggers: list[str] = field(default_factory=list)  # csv, tensorboard: into the run folder's log/
     threads: int | None = number(None, 1)  # None: PyTorch's own choice
 
 

@@ -52,11 +52,6 @@ class CoOp(LearnedContext):
     def _specific(config: Config) -> bool:
         return config.class_specific and not config.init
 
-    def build(self) -> None:
-        """Create the context from words or from N(0, 0.02^2)."""
-        super().build()
-        self._trained = self.classes.names
-
     def initial_context(self) -> Tensor:
         """One context, or one for every class."""
         return self.random_context(len(self.classes)) if self._specific(self.config) else super().initial_context()

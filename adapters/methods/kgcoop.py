@@ -38,8 +38,8 @@ class KgCoOp(LearnedContext):
         """Cross-entropy and the distance of the learned classifier from the frozen one."""
         weights = self.class_weights()
         logits = self.backbone.logit_scale * self.encode_image(batch) @ weights.T
-        config: Config = self.config
-        return F.cross_entropy(logits, batch["label"]) + config.weight * self.distance(weights)
+        loss: Tensor = F.cross_entropy(logits, batch["label"]) + self.config.weight * self.distance(weights)
+        return loss
 
     def distance(self, weights: Tensor) -> Tensor:
         """1 - mean cosine of classifier rows (C, D), unit norm, and the frozen ones."""

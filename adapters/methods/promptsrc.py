@@ -73,12 +73,13 @@ class PromptSRC(TowerPrompts):
         answers, frozen = logits.log_softmax(-1), (scale * frozen_image @ frozen_text.T).log_softmax(-1)
         # divided by B C, not by B: as published
         divergence = F.kl_div(answers, frozen, reduction="sum", log_target=True) / answers.numel()
-        return (
+        loss: Tensor = (
             F.cross_entropy(logits, batch["label"])
             + config.text_weight * (text - frozen_text).abs().mean()
             + config.image_weight * (image - frozen_image).abs().mean()
             + divergence
         )
+        return loss
 
     def frozen_text(self) -> Tensor:
         """Frozen text features (C, D) averaged over the ImageNet templates, unit norm."""
