@@ -220,7 +220,7 @@ def _check(composed: Composed) -> Recipe:
 
 
 def _read_further(
-    filled: Any, further: Mapping[str, Section], tree: Section, origins: Mapping[str, str]
+    filled: Any, further: Mapping[str, Section], tree: Section, origins: dict[str, str]
 ) -> None:
     """Fill `evaluate.others` and `evaluate.shift`; a cross-dataset run needs one of the former."""
     data = tree.items["data"]
@@ -230,6 +230,11 @@ def _read_further(
     around = {k: v if isinstance(v, int) else dataclasses.asdict(v) for k, v in around.items()}
     for kind, entries in further.items():
         setattr(filled.evaluate, kind, read(kind, entries, data, schemas, _escaped(around)))
+        for name, entry in getattr(filled.evaluate, kind).items():
+            if entry.name == filled.data.name:  # keys left out are those of `data`
+                own = {k: o for k, o in origins.items() if k.startswith("data.")}
+                for key, origin in own.items():
+                    origins.setdefault(f"evaluate.{kind}.{name}.{key.removeprefix('data.')}", origin)
     if filled.protocol == "cross_dataset" and not filled.evaluate.others:
         raise RecipeError(
             f"{origins.get('protocol', tree.origin)}: protocol cross_dataset trains on all classes and tests on other "

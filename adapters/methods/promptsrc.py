@@ -65,6 +65,7 @@ class PromptSRC(TowerPrompts):
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy and the three regularisers."""
+        config: Config = self.config
         scale = self.backbone.logit_scale
         text, image = self.class_weights(), self.encode_image(batch)
         frozen_text, frozen_image = self.frozen_text(), F.normalize(self.image_feature(batch), dim=-1)
@@ -74,8 +75,8 @@ class PromptSRC(TowerPrompts):
         divergence = F.kl_div(answers, frozen, reduction="sum", log_target=True) / answers.numel()
         loss: Tensor = (
             F.cross_entropy(logits, batch["label"])
-            + self.config.text_weight * (text - frozen_text).abs().mean()
-            + self.config.image_weight * (image - frozen_image).abs().mean()
+            + config.text_weight * (text - frozen_text).abs().mean()
+            + config.image_weight * (image - frozen_image).abs().mean()
             + divergence
         )
         return loss
