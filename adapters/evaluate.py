@@ -5,16 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from . import artifact, files
 from .callbacks.base_to_new import label_spaces, measure
+from .classes import ClassSet
 from .errors import RunError
 from .features import CachedFeatures
+from .grow import names_now
 from .recipe import Recipe
 from .session import choose_classes, load_data
 from .show import console, percent
+
+
+def present(classes: ClassSet, now: dict[str, str], own: ClassSet) -> ClassSet:
+    """Classes of the data under the names they have by now, worded as the adapter words them where they were changed."""
+    renamed = classes.renamed(now)
+    kept = {now[name]: classes.texts[name] for name in classes.names}
+    changed = {new: own.texts[new] for old, new in now.items() if old != new and new in own}
+    return replace(renamed, texts={**kept, **changed})
 
 
 def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -32,7 +43,14 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     adapter = artifact.load(folder)
     data = load_data(recipe)
     classes = choose_classes(recipe, data)
-    data = data.restrict(classes.names)
+    now = names_now(artifact.load_info(folder).get("info", {}).get("history", ()), classes.names)
+    if not now:
+        raise RunError(f"All classes of these data were removed from the adapter in {run_dir}: nothing can be measured.")
+    data = data.restrict(list(now))
+    classes = present(classes.only(list(now)), now, adapter.classes)
+    other = [name for name in adapter.classes.names if name not in classes]
+    if other:
+        console.print(f"not among these data, and no candidates here: {', '.join(other)}")
     data.set_transforms(adapter.backbone.transform(), adapter.backbone.transform())
     if adapter.needs(adapter.config, adapter.backbone.spec) == "features":
         data = CachedFeatures(data, adapter.backbone, recipe.data.augment, recipe.seed, views=0)
