@@ -28,6 +28,22 @@ def present(classes: ClassSet, now: dict[str, str], own: ClassSet) -> ClassSet:
     return replace(renamed, texts={**kept, **changed})
 
 
+class UnderPresentNames:
+    """Data whose classes are asked for by the names they have by now.
+
+    Args:
+        data: a data module.
+        now: present name of each class of the data.
+    """
+
+    def __init__(self, data: Any, now: dict[str, str]) -> None:
+        self.data, self.before = data, {new: old for old, new in now.items()}
+
+    def restrict(self, names: Sequence[str]) -> Any:
+        """The same split with only these classes, labels in this order."""
+        return self.data.restrict([self.before[name] for name in names])
+
+
 def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Evaluate the newest artefact of a run with its recipe, changed by `overrides`; print and store the result.
 
@@ -54,7 +70,7 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     data.set_transforms(adapter.backbone.transform(), adapter.backbone.transform())
     if adapter.needs(adapter.config, adapter.backbone.spec) == "features":
         data = CachedFeatures(data, adapter.backbone, recipe.data.augment, recipe.seed, views=0)
-    spaces = measure(adapter, data, label_spaces(classes, recipe.protocol))
+    spaces = measure(adapter, UnderPresentNames(data, now), label_spaces(classes, recipe.protocol))
     result = {
         "run": run_dir.name,
         "overrides": list(overrides),
