@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from . import artifact, files
 from .callbacks.base_to_new import label_spaces, measure
 from .callbacks.cross_dataset import OTHER, measure_targets
 from .callbacks.shift import SHIFT
+from .classes import ClassSet
 from .errors import RunError
 from .features import CachedFeatures
+from .grow import names_now
 from .recipe import Recipe
 from .session import choose_classes, load_data
 from .show import MEANS, console, percent
@@ -37,6 +40,30 @@ def check_overrides(overrides: Sequence[str]) -> None:
             )
 
 
+def present(classes: ClassSet, now: dict[str, str], own: ClassSet) -> ClassSet:
+    """Classes of the data under the names they have by now, worded as the adapter words them where they were changed."""
+    renamed = classes.renamed(now)
+    kept = {now[name]: classes.texts[name] for name in classes.names}
+    changed = {new: own.texts[new] for old, new in now.items() if old != new and new in own}
+    return replace(renamed, texts={**kept, **changed})
+
+
+class UnderPresentNames:
+    """Data whose classes are asked for by the names they have by now.
+
+    Args:
+        data: a data module.
+        now: present name of each class of the data.
+    """
+
+    def __init__(self, data: Any, now: dict[str, str]) -> None:
+        self.data, self.before = data, {new: old for old, new in now.items()}
+
+    def restrict(self, names: Sequence[str]) -> Any:
+        """The same split with only these classes, labels in this order."""
+        return self.data.restrict([self.before[name] for name in names])
+
+
 def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Evaluate the newest artefact of a run with its recipe, changed by `overrides`; print and store the result.
 
@@ -53,12 +80,19 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     adapter = artifact.load(folder)
     data = load_data(recipe)
     classes = choose_classes(recipe, data)
-    data = data.restrict(classes.names)
+    now = names_now(artifact.load_info(folder).get("info", {}).get("history", ()), classes.names)
+    if not now:
+        raise RunError(f"All classes of these data were removed from the adapter in {run_dir}: nothing can be measured.")
+    data = data.restrict(list(now))
+    classes = present(classes.only(list(now)), now, adapter.classes)
+    other = [name for name in adapter.classes.names if name not in classes]
+    if other:
+        console.print(f"not among these data, and no candidates here: {', '.join(other)}")
     data.set_transforms(adapter.backbone.transform(), adapter.backbone.transform())
     features = adapter.needs(adapter.config, adapter.backbone.spec) == "features"
     if features:
         data = CachedFeatures(data, adapter.backbone, recipe.data.augment, recipe.seed, views=0)
-    spaces = measure(adapter, data, label_spaces(classes, recipe.protocol))
+    spaces = measure(adapter, UnderPresentNames(data, now), label_spaces(classes, recipe.protocol))
     targets = ready(load_targets(recipe, adapter.classes), adapter.backbone, features, recipe.seed)
     spaces.add(measure_targets(adapter, targets))
     result: dict[str, Any] = {

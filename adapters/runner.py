@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import logging
@@ -107,7 +108,9 @@ def execute(session: Session, run_dir: Path) -> Path:
     metrics = metrics_of(session, data, manifest, spaces, zero_shot)
     if targets:
         metrics |= transfer_metrics(targets, spaces, zero_shot)
-    artifact.save(session.adapter, run_dir, {"metrics": metrics, "split_hash": manifest["hash"], "recipe": recipe.name})
+    augment = dataclasses.asdict(recipe.data.augment)
+    record = {"metrics": metrics, "split_hash": manifest["hash"], "recipe": recipe.name, "seed": recipe.seed, "augment": augment}
+    artifact.save(session.adapter, run_dir, record)
     files.write_csv(run_dir / "per_class.csv", per_class_rows(spaces, zero_shot))
     files.write_csv(run_dir / "predictions.csv", [{"space": s, **row} for s, o in spaces.outcomes.items() for row in o.predictions()])
     env["seconds"] = {k: round(v, 3) for k, v in seconds.items()}

@@ -126,8 +126,8 @@ class LoRA(TowerAdapter):
         layers = peft_layers.tuner_layers(self._clip.model)
         linears = {name: peft_layers.merged_linear(layer, share) for name, layer in layers.items()}
         for name, (weight, bias) in linears.items():
-            block, _, kind = name.rpartition(".attn.")
-            if kind:
+            block, inside, _ = name.partition(".attn.")
+            if inside:
                 attention = self._clip.model.get_submodule(f"{block}.attn")
                 parts = {part: linears.get(f"{block}.attn.{part}") or _plain(attention, part) for part in (*PARTS, "out_proj")}
                 result |= {f"{block}.attn.{key}": value for key, value in fuse(parts).items()}

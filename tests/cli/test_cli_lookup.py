@@ -20,6 +20,9 @@ COMMANDS = [
     "methods",
     "doctor",
     "compare",
+    "add-classes",
+    "remove-classes",
+    "rename-classes",
     "cache",
 ]
 HEAVY = (

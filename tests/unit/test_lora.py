@@ -14,7 +14,7 @@ from limpet.methods.zero_shot import ZeroShot
 
 CLASSES = ClassSet(names=("cat", "striped dog", "x-ray"), texts={}, templates=("a photo of a {}.", "a {}."))
 TUNERS = ["DELORA", "GRALORA", "HIRA", "HRA", "IA3", "LOHA", "LOKR", "MISS", "OFT", "FOURIERFT"]
-OPTIONS = {"FOURIERFT": {"n_frequency": 50}, "OFT": {"oft_block_size": 8}, "GRALORA": {"gralora_k": 2}}
+OPTIONS = {"FOURIERFT": {"n_frequency": 50, "init_weights": True}, "OFT": {"oft_block_size": 8}, "GRALORA": {"gralora_k": 2}}
 
 
 def images(count=3, seed=0):
