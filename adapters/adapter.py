@@ -230,6 +230,10 @@ class Adapter(nn.Module):
                 self._derived["class_weights"] = self.compute_class_weights()
         return cast(Tensor, self._derived["class_weights"])
 
+    def check_texts(self) -> None:
+        """Raise where the texts of the classes do not fit into the method's prompts; asked before training."""
+        self.class_weights()
+
     def compute_class_weights(self) -> Tensor:
         """The text classifier (C, D) of this adapter; zero-shot prompts unless a method says otherwise."""
         return self.zero_shot_weights()

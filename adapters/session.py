@@ -130,7 +130,7 @@ def check_texts(session: Session) -> None:
         longest = max(classes.names, key=lambda name: len(session.backbone.token_ids(classes.text(name))))
         adapter.eval()
         with torch.no_grad(), adapter.answering(classes.only([longest])):
-            adapter.class_weights()
+            adapter.check_texts()
 
 
 def check_new(data: Any, classes: ClassSet) -> None:

@@ -90,6 +90,10 @@ class CoCoOp(Adapter):
             "Ask `logits(batch)` instead."
         )
 
+    def check_texts(self) -> None:
+        """Lay the prompts out, which refuses texts that do not fit."""
+        self._encoder()
+
     def logits(self, batch: Batch) -> Tensor:
         """Scores (B, C): the logit scale times the cosine between an image and the texts in its own context."""
         images = self.encode_image(batch)
