@@ -19,7 +19,7 @@ STANDARD_AND_OMEGACONF = {
 }
 SHARED = {
     "adapter", "deep_prompts", "backbone", "blocks", "prompting", "classes", "errors", "optim", "metrics", "gaussian",
-    "cache_search", "layers", "split_attention", "editing",
+    "cache_search", "layers", "split_attention", "tower_adapter", "interpolation", "peft_layers", "block_memory",
 }  # fmt: skip
 
 
