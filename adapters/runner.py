@@ -100,7 +100,7 @@ def execute(session: Session, run_dir: Path) -> Path:
     seconds["fit"] = time.monotonic() - started - sum(seconds.values())
     spaces = measure(session.adapter, data, label_spaces(session.classes, recipe.protocol))
     reference = ZeroShot(ZeroShotConfig()).setup(session.backbone, session.classes)
-    zero_shot = measure(reference, data, label_spaces(session.classes, recipe.protocol))
+    zero_shot = measure(reference, frozen(session, data), label_spaces(session.classes, recipe.protocol))
     targets = ready(session.targets, session.backbone, session.needs == "features", recipe.seed)
     spaces.add(measure_targets(session.adapter, targets))
     zero_shot.add(measure_targets(reference, targets))
@@ -141,6 +141,13 @@ def with_features(session: Session) -> Any:
     return CachedFeatures(
         session.data, session.backbone, recipe.data.augment, recipe.seed, views=recipe.data.augment.views
     )
+
+
+def frozen(session: Session, data: Any) -> Any:
+    """The data with frozen features, which zero-shot reads whatever the method reads; other runs find them cached."""
+    if session.needs == "features":
+        return data
+    return CachedFeatures(session.data, session.backbone, session.recipe.data.augment, session.recipe.seed)
 
 
 def fresh_augmentation(session: Session) -> bool:
