@@ -114,6 +114,7 @@ def test_resume_after_ctrl_c_equals_an_uninterrupted_run(settings, limpet, fish,
     assert "nothing to resume" in limpet("resume", "fish/002", code=2)
 
 
+@pytest.mark.slow
 def test_resume_after_kill_equals_an_uninterrupted_run(command, limpet):
     words = ["fit", "quickstart", "data.species=4", "data.test=5", "data.train=8", "data.shots=8", "trainer.epochs=150",
              "trainer.threads=1", "data.batch_size=8"]  # fmt: skip
@@ -220,6 +221,7 @@ def test_mixed_precision(fit_fish):
     assert metrics["results"]["all"]["accuracy"] >= 0
 
 
+@pytest.mark.slow
 def test_two_runs_share_a_cache_at_once(command, fish, tmp_path):
     words = ["fit", "fish", f"data.root={fish}", "data.augment.preset=natural", "data.augment.views=2"]
     both = [command(*words, wait=False, LIMPET_CACHE=str(tmp_path / "shared")) for _ in range(2)]
@@ -231,6 +233,7 @@ def test_two_runs_share_a_cache_at_once(command, fish, tmp_path):
     assert first == second
 
 
+@pytest.mark.slow
 def test_nothing_of_the_libraries_reaches_the_user(command, fish):
     words = ["method=coop,linear_probe,tip_adapter_f", "evaluate.select=val", "trainer.precision=16-mixed"]
     code, out, err = command("fit", "fish", f"data.root={fish}", *words)
