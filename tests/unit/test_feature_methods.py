@@ -209,8 +209,13 @@ def test_a_new_class_starts_from_its_text_and_the_old_stay(backbone, method):
 
 @pytest.mark.parametrize(
     "method,settings",
-    [("clip_adapter", {"ratio": 1.5}), ("clip_adapter", {"reduction": 0}), ("nearest_mean", {"share": 2.0}), ("nearest_mean", {"steps": 0})],
-)  # fmt: skip
+    [
+        ("clip_adapter", {"ratio": 1.5}),
+        ("clip_adapter", {"reduction": 0}),
+        ("nearest_mean", {"share": 2.0}),
+        ("nearest_mean", {"steps": 0}),
+    ],
+)
 def test_impossible_settings_are_sentences(backbone, method, settings):
     with pytest.raises(RecipeError, match=rf"method\.{next(iter(settings))}"):
         make(backbone, method, **settings)
