@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -186,6 +186,18 @@ class Adapter(nn.Module):
     def select(self, batches: Sequence[Batch]) -> None:
         """Choose hyper-parameters on held-out batches and record them in `selected`. `batches` may be empty."""
 
+    def interpolated(self, share: float) -> None:
+        """Answer from now on with (1 - share) of the frozen towers' weights and `share` of the trained ones.
+
+        Shares are counted from the end of training, however often this is called.
+
+        Raises:
+            LimpetError: the method does not train towers.
+        """
+        raise LimpetError(
+            f"'{self.name}' does not train the towers of the backbone, so there are no weights to interpolate (WiSE-FT)."
+        )
+
     def loss(self, batch: Batch) -> Tensor:
         """Training loss (a scalar): cross-entropy over all classes unless a method says otherwise."""
         return F.cross_entropy(self.logits(batch), batch["label"])
@@ -218,6 +230,10 @@ class Adapter(nn.Module):
                 self._derived["class_weights"] = self.compute_class_weights()
         return cast(Tensor, self._derived["class_weights"])
 
+    def check_texts(self) -> None:
+        """Raise where the texts of the classes do not fit into the method's prompts; asked before training."""
+        self.class_weights()
+
     def compute_class_weights(self) -> Tensor:
         """The text classifier (C, D) of this adapter; zero-shot prompts unless a method says otherwise."""
         return self.zero_shot_weights()
@@ -228,7 +244,9 @@ class Adapter(nn.Module):
         Source: CLIP, arXiv 2103.00020, section 3.1.4 (prompt ensembling).
         """
         if "zero_shot" not in self._derived:
-            self._derived["zero_shot"] = F.normalize(self._mean_prompts(normalize=True), dim=-1)
+            with torch.no_grad():
+                mean = self.mean_prompts(lambda texts: self.backbone.encode_text(texts).to(self.dtype))
+            self._derived["zero_shot"] = F.normalize(mean, dim=-1)
         return cast(Tensor, self._derived["zero_shot"])
 
     def raw_text_weights(self) -> Tensor:
@@ -237,17 +255,22 @@ class Adapter(nn.Module):
         TaskRes and CLAP start from these, not from normalised prompts.
         """
         if "raw_text" not in self._derived:
-            self._derived["raw_text"] = self._mean_prompts(normalize=False)
+            encode = self.backbone.encode_text
+            self._derived["raw_text"] = self.mean_prompts(lambda texts: encode(texts, normalize=False).to(self.dtype))
         return cast(Tensor, self._derived["raw_text"])
 
-    def _mean_prompts(self, normalize: bool) -> Tensor:
+    def prompt_weights(self) -> Tensor:
+        """The same average as in `zero_shot_weights`, with this adapter's own text tower."""
+        return F.normalize(self.mean_prompts(self.encode_text), dim=-1)
+
+    def mean_prompts(self, encode: Callable[[list[str]], Tensor]) -> Tensor:
+        """Mean (C, D) over a class's prompts of the features that `encode` gives: texts -> (N, D)."""
         prompts = [self.classes.prompts(name) for name in self.classes.names]
         counts = torch.tensor([len(p) for p in prompts])
-        texts = [text for group in prompts for text in group]
-        features = self.backbone.encode_text(texts, normalize=normalize).to(self.dtype)
+        features = encode([text for group in prompts for text in group])
         owner = torch.repeat_interleave(torch.arange(len(prompts)), counts).to(features.device)
         total = torch.zeros(len(prompts), features.shape[1], dtype=features.dtype, device=features.device)
-        return total.index_add_(0, owner, features) / counts.to(features)[:, None]
+        return total.index_add(0, owner, features) / counts.to(features)[:, None]
 
     def logits(self, batch: Batch) -> Tensor:
         """Scores (B, C), one column a class of `classes`: logit scale times cosine similarity."""

@@ -72,6 +72,7 @@ def _options(
 def fit(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Train and evaluate a recipe; write a run folder."""
     loaded = _module("recipe").load(recipe, overrides or [])
+    _module("show").said.clear()
     if len(loaded) == 1:
         _module("runner").fit(loaded[0])
     else:
@@ -82,13 +83,16 @@ def fit(recipe: RecipeName, overrides: Overrides = None) -> None:
 def resume(run: RunName, runs: RunsDir = RUNS) -> None:
     """Continue an interrupted run."""
     folder = _module("runs").resolve_run(run, runs, "unfinished")
+    _module("show").said.clear()
     _module("runner").resume(_module("runs").mark_current(folder))
 
 
 @app.command(rich_help_panel="Train")
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Do everything up to the first training step: files, classes, backbone, memory."""
-    for one in _module("recipe").load(recipe, overrides or []):
+    loaded = _module("recipe").load(recipe, overrides or [])
+    _module("show").said.clear()
+    for one in loaded:
         _module("runner").check(one)
 
 
@@ -252,6 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [w for w in words if w != "--debug"] or ["--help"]
+    shown = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # the sentence, not the source line
     interrupted = threading.Event()
     previous = _notice_interrupts(interrupted)
@@ -275,6 +280,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(message)
         code = 2
     finally:
+        warnings.formatwarning = shown
         if previous is not None:
             signal.signal(signal.SIGINT, previous)
     if interrupted.is_set():

@@ -59,7 +59,7 @@ def test_a_class_is_added_saved_and_taken_away_again(fitted, method, tmp_path):
     third = loaded.save(tmp_path)
     again = Classifier.load(tmp_path, backbone=session.backbone)
     same(answer(again.adapter, batches), before)
-    assert again.info["history"] == [
+    assert list(again.info["history"]) == [
         {"added": {"lionfish": 5, "sea star": 5}}, {"removed": ["lionfish", "sea star"]}
     ]  # fmt: skip
     assert third.name == "v3"

@@ -215,7 +215,7 @@ def test_a_new_class_starts_from_its_text_and_the_old_stay(backbone, method):
         ("nearest_mean", {"share": 2.0}),
         ("nearest_mean", {"steps": 0}),
     ],
-)
+)  # fmt: skip
 def test_impossible_settings_are_sentences(backbone, method, settings):
     with pytest.raises(RecipeError, match=rf"method\.{next(iter(settings))}"):
         make(backbone, method, **settings)

@@ -1,0 +1,238 @@
+"""fit, grids, resume, evaluate, predict and compare, as a user types them."""
+
+import csv
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from limpet.callbacks.checkpoint import ResumeCheckpoint
+
+RUN_FOLDER = {
+    "recipe.yaml", "split.json", "env.json", "metrics.json", "per_class.csv", "predictions.csv", "report.html",
+    "adapter", "last.ckpt",
+}  # fmt: skip
+
+
+def rows(path):
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_folder_holds_what_the_design_says(fit_fish):
+    run, metrics = fit_fish()
+    assert str(run) == "runs/fish/001"
+    assert {p.name for p in run.iterdir()} == RUN_FOLDER
+    assert {p.name for p in (run / "adapter").iterdir()} == {"v1"}
+    assert {"adapter.safetensors", "adapter.json"} <= {p.name for p in (run / "adapter" / "v1").iterdir()}
+    assert metrics["format"] == 1 and metrics["recipe"] == "fish" and metrics["method"] == "coop"
+    assert metrics["trainable_parameters"] == 4 * 128 and metrics["seed"] == 1 and metrics["shots"] == 2
+    for table in (metrics["results"], metrics["zero_shot"]):
+        (values,) = table.values()
+        assert {"accuracy", "balanced_accuracy", "macro_f1", "ece", "top3", "images", "classes"} == set(values)
+        assert values["classes"] == 4 and all(0 <= v <= 1 for k, v in values.items() if k not in ("images", "classes"))
+    assert "seconds" in json.loads((run / "env.json").read_text())
+    assert len(rows(run / "predictions.csv")) == metrics["results"]["all"]["images"]
+    right = [float(r["correct"]) for r in rows(run / "predictions.csv")]
+    assert sum(right) / len(right) == pytest.approx(metrics["results"]["all"]["accuracy"])
+    assert [r["class"] for r in rows(run / "per_class.csv")] == json.loads((run / "split.json").read_text())["classes"]
+
+
+def test_the_screen_fits_eighty_columns_and_says_what_next(limpet, fish):
+    out = limpet("fit", "fish", f"data.root={fish}", "protocol=base_to_new")
+    for word in ("accuracy", "zero-shot", "balanced", "macro-F1", "ECE", "harmonic mean", "base + new (4)", "runs/fish/001"):
+        assert word in out
+    assert "…" not in out
+    assert all(len(line) <= 80 for line in out.splitlines() if not line.startswith(("next:", "error:")))
+    assert "limpet predict runs/fish/001" in out
+
+
+def test_equal_recipes_give_equal_bytes(fit_fish):
+    first, _ = fit_fish("data.augment.preset=natural", "data.augment.views=2")
+    second, _ = fit_fish("data.augment.preset=natural", "data.augment.views=2", "data.num_workers=2")
+    _, other = fit_fish("data.augment.preset=natural", "data.augment.views=2", "seed=2")
+    assert (first / "metrics.json").read_bytes() == (second / "metrics.json").read_bytes()
+    assert (first / "predictions.csv").read_bytes() == (second / "predictions.csv").read_bytes()
+    assert other["seed"] == 2 and other["split_hash"] != json.loads((first / "metrics.json").read_text())["split_hash"]
+
+
+def test_fresh_augmentation_does_not_depend_on_workers(fit_fish):
+    settings = ["data.augment.preset=natural", "data.augment.views=0", "data.shots=4"]
+    first, _ = fit_fish(*settings)
+    second, _ = fit_fish(*settings, "data.num_workers=2")
+    assert (first / "metrics.json").read_bytes() == (second / "metrics.json").read_bytes()
+
+
+def test_a_grid_has_cells_a_table_and_is_not_run_twice(limpet, fish):
+    words = ["fit", "fish", f"data.root={fish}", "seed=1,2", "method=zero_shot,tip_adapter"]
+    out = limpet(*words)
+    assert "±" in out and "tip_adapter" in out and out.count("class names hold words") <= 1
+    (grid,) = Path("runs/fish").glob("grid-*")
+    cells = sorted(p.name for p in grid.iterdir() if p.is_dir())
+    assert cells == [f"method={m},seed={s}" for m in ("tip_adapter", "zero_shot") for s in (1, 2)]
+    before = {c: (grid / c / "metrics.json").stat().st_mtime_ns for c in cells}
+    again = limpet(*words)
+    assert again.count("already finished") == 4 and "±" in again
+    assert before == {c: (grid / c / "metrics.json").stat().st_mtime_ns for c in cells}
+    assert "±" in limpet("compare", grid)
+
+
+def test_a_failing_cell_does_not_stop_the_others(limpet, fish):
+    out = limpet("fit", "fish", f"data.root={fish}", "method.init=null", "method.context_length=300,4", code=2)
+    assert "1 of 2 cells could not run" in out and "tokens" in out
+    (grid,) = Path("runs/fish").glob("grid-*")
+    assert (grid / "method.context_length=4" / "metrics.json").exists()
+    assert "limpet" not in json.loads((grid / "grid.json").read_text())["failed"]
+
+
+def stop_after(monkeypatch, epochs):
+    """Press Ctrl-C after so many epochs; returns what undoes that."""
+    written, seen = ResumeCheckpoint.on_train_epoch_end, []
+
+    def stop(self, trainer, module):
+        written(self, trainer, module)
+        seen.append(1)
+        if len(seen) == epochs:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ResumeCheckpoint, "on_train_epoch_end", stop)
+    return lambda: monkeypatch.setattr(ResumeCheckpoint, "on_train_epoch_end", written)
+
+
+@pytest.mark.parametrize("settings", [[], ["evaluate.select=val"], ["method=tip_adapter_f"]])
+def test_resume_after_ctrl_c_equals_an_uninterrupted_run(settings, limpet, fish, fit_fish, monkeypatch):
+    whole, _ = fit_fish("trainer.epochs=4", *settings)
+    release = stop_after(monkeypatch, 2)
+    out = limpet("fit", "fish", f"data.root={fish}", "trainer.epochs=4", *settings, code=130)
+    assert "limpet resume fish/002" in out
+    assert not Path("runs/fish/002/metrics.json").exists()
+    release()
+    limpet("resume", "fish/002")
+    assert Path("runs/fish/002/metrics.json").read_bytes() == (whole / "metrics.json").read_bytes()
+    assert "nothing to resume" in limpet("resume", "fish/002", code=2)
+
+
+def test_resume_after_kill_equals_an_uninterrupted_run(command, limpet):
+    words = ["fit", "quickstart", "data.species=4", "data.test=5", "data.train=8", "data.shots=8", "trainer.epochs=150",
+             "trainer.threads=1", "data.batch_size=8"]  # fmt: skip
+    started = command(*words, wait=False)
+    checkpoint = Path("runs/quickstart/001/last.ckpt")
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and started.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    started.send_signal(signal.SIGKILL)
+    started.communicate()
+    assert not Path("runs/quickstart/001/metrics.json").exists(), "finished before it could be killed"
+    threads = torch.get_num_threads()
+    try:
+        limpet("resume", "quickstart")
+        limpet(*words)
+    finally:
+        torch.set_num_threads(threads)
+    assert Path("runs/quickstart/001/metrics.json").read_bytes() == Path("runs/quickstart/002/metrics.json").read_bytes()
+
+
+def test_resume_refuses_changed_data(limpet, draw, place, monkeypatch):
+    root = draw(place / "mine", species=2, images=6)
+    release = stop_after(monkeypatch, 1)
+    limpet("fit", "fish", "data.root=mine", code=130)
+    release()
+    for image in sorted((root / sorted(p.name for p in root.iterdir())[0]).iterdir())[:3]:
+        image.unlink()
+    assert "data changed" in limpet("resume", "fish", code=2)
+
+
+def test_check_goes_as_far_as_the_first_step(limpet, fish):
+    out = limpet("check", "fish", f"data.root={fish}")
+    assert "16 test" in out or "test" in out
+    assert "weights" in out and "MB" in out and not Path("runs").exists()
+    assert "tokens" in limpet("check", "fish", f"data.root={fish}", "method.init=null",
+                              "method.context_length=300", code=2)  # fmt: skip
+
+
+def test_evaluate_again_elsewhere_and_by_another_protocol(limpet, fit_fish, draw, place):
+    run, metrics = fit_fish()
+    limpet("evaluate", "fish")
+    (written,) = run.glob("evaluation-*.json")
+    assert json.loads(written.read_text())["results"] == metrics["results"]
+    root = draw(place / "other", species=3, images=8)
+    assert "3 classes" in limpet("evaluate", "fish", f"data.root={root}")
+    out = limpet("evaluate", "fish", "protocol=base_to_new")
+    assert "base:" in out and "new:" in out and "joint:" in out and "harmonic mean" in out
+    assert "nearest that exists" in limpet("evaluate", "fish", "data.root=nowhere", code=2)
+    assert "cannot be changed" in limpet("evaluate", "fish", "method=zero_shot", code=2)
+
+
+def test_a_method_that_needs_images_says_so_for_new_classes(limpet, fit_fish, draw, place):
+    run, metrics = fit_fish("method=linear_probe", "protocol=base_to_new")
+    assert set(metrics["results"]) == {"base"} and metrics["harmonic_mean"] is None
+    assert any("needs images" in note for note in metrics["notes"])
+    assert "new" in (run / "report.html").read_text()
+
+
+def test_predict_a_folder_a_file_and_a_pattern(limpet, fit_fish, fish, place):
+    run, _ = fit_fish("method=tip_adapter", "data.shots=4")
+    limpet("predict", "fish", fish, "--out", "all.csv", "--top", "2")
+    found = rows("all.csv")
+    assert len(found) == 40 and set(found[0]) == {"path", "label", "text", "probability", "top2", "probability2"}
+    measured = {r["path"]: r["predicted"] for r in rows(run / "predictions.csv")}
+    for row in found:
+        name = Path(row["path"]).relative_to(fish).as_posix()
+        assert measured.get(name, row["label"]) == row["label"]
+    one = next(fish.rglob("*.png"))
+    limpet("predict", run, one, "--out", "one.csv")
+    assert [r["path"] for r in rows("one.csv")] == [str(one)]
+    limpet("predict", "fish/001", f"{fish}/*/00.png", "--out", "some.csv")
+    assert len(rows("some.csv")) == 4
+
+
+def test_predict_lists_what_it_cannot_read(limpet, fit_fish, place):
+    fit_fish()
+    (place / "new").mkdir()
+    (place / "new" / "broken.jpg").write_bytes(b"no image")
+    from limpet.datamodules.reef_drawing import draw_scene
+
+    draw_scene(0, 1).image.save(place / "new" / "good.png")
+    out = limpet("predict", "fish", "new", "--out", "p.csv", code=1)
+    assert "1 of 2 images could not be read" in out and "broken.jpg" in out
+    labels = {Path(r["path"]).name: r["label"] for r in rows("p.csv")}
+    assert labels["broken.jpg"] == "" and labels["good.png"]
+
+
+def test_compare_runs(limpet, fit_fish):
+    fit_fish()
+    fit_fish("method=linear_probe")
+    out = limpet("compare", "fish/001", "fish/002")
+    assert "coop" in out and "linear_probe" in out and "zero_shot" in out
+
+
+@pytest.mark.parametrize("select", ["val", "test_as_published"])
+def test_the_epoch_can_be_chosen(select, fit_fish):
+    _, metrics = fit_fish(f"evaluate.select={select}")
+    assert metrics["selected"]["epoch"] in (1, 2) and metrics["select"] == select
+    assert any("optimistic" in note for note in metrics["notes"]) == (select == "test_as_published")
+
+
+def test_mixed_precision(fit_fish):
+    _, metrics = fit_fish("trainer.precision=bf16-mixed")
+    assert metrics["results"]["all"]["accuracy"] >= 0
+
+
+def test_two_runs_share_a_cache_at_once(command, fish, tmp_path):
+    words = ["fit", "fish", f"data.root={fish}", "data.augment.preset=natural", "data.augment.views=2"]
+    both = [command(*words, wait=False, LIMPET_CACHE=str(tmp_path / "shared")) for _ in range(2)]
+    for started in both:
+        out, err = started.communicate(timeout=300)
+        assert started.returncode == 0, out + err
+        assert err == ""
+    first, second = (Path(f"runs/fish/00{i}/metrics.json").read_bytes() for i in (1, 2))
+    assert first == second
+
+
+def test_nothing_of_the_libraries_reaches_the_user(command, fish):
+    words = ["method=coop,linear_probe,tip_adapter_f", "evaluate.select=val", "trainer.precision=16-mixed"]
+    code, out, err = command("fit", "fish", f"data.root={fish}", *words)
+    assert (code, err) == (0, ""), err
+    assert not any(word in out for word in ("GPU available", "Warning", "lightning.ai", "HPU", "bar`"))

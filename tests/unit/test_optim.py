@@ -1,0 +1,53 @@
+"""Optimisers and schedules, and their refusals."""
+
+import math
+
+import pytest
+import torch
+from limpet.errors import RecipeError
+from limpet.optim import build_optimiser, build_schedule, learning_rate
+from limpet.recipe import OptimConfig
+
+
+def parameter():
+    return [torch.nn.Parameter(torch.zeros(2))]
+
+
+@pytest.mark.parametrize("epochs", [2, 5, 10, 50, 200])
+def test_warm_up_then_a_cosine_that_counts_from_the_peak(epochs):
+    config = OptimConfig(lr=0.002)
+    assert learning_rate(config, 0, epochs) == 1e-5
+    for epoch in range(1, epochs):
+        expected = 0.001 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
+        assert learning_rate(config, epoch, epochs) == pytest.approx(expected, rel=1e-12)
+
+
+def test_constant_no_warm_up_and_a_floor():
+    assert learning_rate(OptimConfig(lr=0.3, schedule="constant", warmup=0), 7, 10) == 0.3
+    assert learning_rate(OptimConfig(lr=0.3, warmup=0), 0, 10) == 0.3
+    assert learning_rate(OptimConfig(lr=0.3, warmup=0, min_lr=0.1), 10, 10) == pytest.approx(0.1)
+
+
+def test_the_optimiser_has_the_settings_of_the_recipe():
+    sgd = build_optimiser(parameter(), OptimConfig(momentum=0.8, weight_decay=0.1))
+    assert sgd.defaults["momentum"] == 0.8 and sgd.defaults["weight_decay"] == 0.1
+    adam = build_optimiser(parameter(), OptimConfig(name="adamw", eps=1e-4, betas=[0.5, 0.6]))
+    assert isinstance(adam, torch.optim.AdamW) and adam.defaults["eps"] == 1e-4 and adam.defaults["betas"] == (0.5, 0.6)
+    assert type(build_optimiser(parameter(), OptimConfig(name="adam"))) is torch.optim.Adam
+
+
+def test_the_schedule_drives_the_optimiser():
+    config = OptimConfig(lr=0.01)
+    optimiser = build_optimiser(parameter(), config)
+    schedule = build_schedule(optimiser, config, 4)
+    for epoch in range(4):
+        assert optimiser.param_groups[0]["lr"] == pytest.approx(learning_rate(config, epoch, 4))
+        optimiser.step()
+        schedule.step()
+
+
+def test_unknown_words_are_refused():
+    with pytest.raises(RecipeError, match="Did you mean 'adam"):
+        build_optimiser(parameter(), OptimConfig(name="adamv"))
+    with pytest.raises(RecipeError, match="cosine"):
+        build_optimiser(parameter(), OptimConfig(schedule="linear"))
