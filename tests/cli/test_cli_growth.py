@@ -35,11 +35,7 @@ def run(tmp_path, monkeypatch):
 
 
 def version(number):
-<<<<<<< HEAD
-    return json.loads(Path(f"runs/quickstart/001/adapter/v{number}/adapter.json").read_text(encoding="utf-8"))
-=======
     return json.loads(Path(f"runs/quickstart/001/adapter/v{number}/adapter.json").read_text("utf-8"))
->>>>>>> main
 
 
 def test_grow_shrink_rename_predict_evaluate(run, capsys):
@@ -51,11 +47,7 @@ def test_grow_shrink_rename_predict_evaluate(run, capsys):
     assert version(2)["classes"]["names"] == [*first, "lion fish", "sea star"]
     assert version(2)["info"]["history"] == [{"added": {"lion fish": 3, "sea star": 3}}]
     assert main(["predict", name, "shots", "--top", "6", "--out", "p.csv"]) == 0
-<<<<<<< HEAD
-    assert {"lion fish", "sea star"} <= set(Path("p.csv").read_text(encoding="utf-8").replace("\n", ",").split(","))
-=======
     assert {"lion fish", "sea star"} <= set(Path("p.csv").read_text("utf-8").replace("\n", ",").split(","))
->>>>>>> main
     assert main(["remove-classes", name, "sea star", first[0]]) == 0
     assert main(["rename-classes", name, f"{first[1]}=a=b"]) == 0
     assert version(4)["classes"]["names"] == ["a=b", *first[2:], "lion fish"]
@@ -65,11 +57,7 @@ def test_grow_shrink_rename_predict_evaluate(run, capsys):
     out = capsys.readouterr().out
     assert "3 classes" in out and "lion fish" in out
     assert artifact.locate("runs/quickstart/001").name == "v4"
-<<<<<<< HEAD
-    card = Path("runs/quickstart/001/adapter/v4/README.md").read_text(encoding="utf-8")
-=======
     card = Path("runs/quickstart/001/adapter/v4/README.md").read_text("utf-8")
->>>>>>> main
     assert "removed sea star" in card and "Results on the test images" not in card
 
 
