@@ -26,6 +26,7 @@ from .towers import TextTower, text_tower
 __all__ = ["BackboneSpec", "FrozenClip", "describe"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+REMEMBERED = 32  # lists of texts whose features are kept
 TEXT_TOKENS = (
     16384  # token rows of one text pass without gradients: large enough to fill a CPU, small in memory
 )
@@ -69,7 +70,7 @@ class FrozenClip:
         self.logit_bias = 0.0 if bias is None else float(bias.detach().double())
         self.text_memory: int | None = None
         self._trained_tokens = trained_tokens
-        self._texts: dict[str, Tensor] = {}
+        self._texts: dict[tuple[str, ...], Tensor] = {}
         model.eval().requires_grad_(False)
 
     @classmethod
@@ -227,16 +228,23 @@ class FrozenClip:
         return [self.tokenizer.word(i) for i in ids if not bool(self._trained_tokens[i])]
 
     def encode_text(self, texts: Sequence[str], normalize: bool = True) -> Tensor:
-        """Return text features (N, D), without gradient; every text is encoded once and then remembered."""
-        texts = list(texts)
-        fresh = [t for t in dict.fromkeys(texts) if t not in self._texts]
-        if fresh:
-            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                features = self._text(fresh)
-            self._texts.update(zip(fresh, features, strict=True))
+        """Return text features (N, D), without gradient; a list of texts is encoded once and then remembered.
+
+        Lists are remembered, not texts: the last bits of a feature depend on what it was computed together with, and a
+        run must not depend on what was asked before it.
+        """
         if not texts:
             return torch.zeros(0, self.embed_dim, device=self.device)
-        return _finish(torch.stack([self._texts[t] for t in texts]), normalize)
+        key = tuple(texts)
+        if key not in self._texts:
+            unique = list(dict.fromkeys(key))
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                features = self._text(unique)
+            place = {text: i for i, text in enumerate(unique)}
+            while len(self._texts) >= REMEMBERED:
+                self._texts.pop(next(iter(self._texts)))
+            self._texts[key] = features[[place[text] for text in key]]
+        return _finish(self._texts[key], normalize)
 
     def _text(self, texts: list[str]) -> Tensor:
         """Encode texts; causal native towers skip the padding and share the start of text, which is exact."""
