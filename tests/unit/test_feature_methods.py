@@ -162,7 +162,7 @@ def test_lp_plus_plus_imprints(backbone):
     before, new = adapter.logits(QUERY), batch([4, 4], seed=6)
     adapter.add_classes(adapter.classes.extended(["whale"]), [new])
     after = adapter.logits(QUERY)
-    torch.testing.assert_close(after[:, :4], before, rtol=0, atol=0)
+    torch.testing.assert_close(after[:, :4], before, rtol=1e-12, atol=1e-12)  # the texts were encoded in another batch
     direction = F.normalize(F.normalize(new["views"].flatten(0, 1), dim=-1).mean(0), dim=0)
     torch.testing.assert_close(adapter.weight[4], direction * adapter.weight[:4].norm(dim=1).mean())
     assert adapter.alpha[4] == adapter.alpha[:4].mean() and any("not calibrated" in n for n in adapter.notes)
