@@ -46,6 +46,7 @@ def card(content: Mapping[str, Any]) -> str:
         "Split (hash)": info.get("split_hash"),
         "Backbone fingerprint": content["backbone"]["fingerprint"],
         "Precision": spec.get("precision"),
+        "Changed since the fit": _changes(info.get("history")),
         "Libraries": ", ".join(f"{name} {number}" for name, number in content["libraries"].items()),
     }
     lines += [f"| {key} | {_code(value)} |" for key, value in facts.items() if value is not None]
@@ -73,6 +74,16 @@ def card(content: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _changes(history: Any) -> str | None:
+    """What was done to the classes, in the order it was done."""
+    parts = []
+    for step in history if isinstance(history, list) else ():
+        for key, value in step.items():
+            words = (f"{a} to {b}" for a, b in value.items()) if key == "renamed" else map(str, value)
+            parts.append(f"{key} {', '.join(words)}")
+    return "; ".join(parts) or None
 
 
 def _results(metrics: Any) -> list[str]:

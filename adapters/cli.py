@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +43,7 @@ Overrides = Annotated[
 RunName = Annotated[
     str, typer.Argument(metavar="RUN", help="A path, recipe/nnn, or recipe for its newest finished run.")
 ]
+ClassNames = Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of classes.")]
 RunsDir = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of all runs.")]
 RUNS = Path("runs")
 
@@ -121,6 +122,46 @@ def predict(
     folder = _module("runs").resolve_run(run, runs)
     if _module("predict").predict_command(folder, path, out, top):
         raise typer.Exit(1)
+
+
+@app.command("add-classes", rich_help_panel="Use")
+def add_classes(
+    run: RunName,
+    names: ClassNames,
+    shots: Annotated[
+        Path | None, typer.Option("--shots", metavar="DIR", help="Images: a sub-folder for each new class.")
+    ] = None,
+    runs: RunsDir = RUNS,
+) -> None:
+    """Add classes to a run's adapter; write a new version of it."""
+    _grow(run, runs, lambda grow, folder: grow.add_classes(folder, names, shots))
+
+
+@app.command("remove-classes", rich_help_panel="Use")
+def remove_classes(run: RunName, names: ClassNames, runs: RunsDir = RUNS) -> None:
+    """Remove classes from a run's adapter; write a new version of it."""
+    _grow(run, runs, lambda grow, folder: grow.remove_classes(folder, names))
+
+
+@app.command("rename-classes", rich_help_panel="Use")
+def rename_classes(
+    run: RunName,
+    names: Annotated[list[str], typer.Argument(metavar="OLD=NEW...", help="Present and new name.")],
+    reword: Annotated[
+        bool, typer.Option("--reword", help="Put the new names into the prompts, too: that changes answers.")
+    ] = False,
+    runs: RunsDir = RUNS,
+) -> None:
+    """Rename classes of a run's adapter; write a new version of it."""
+    _grow(run, runs, lambda grow, folder: grow.rename_classes(folder, names, reword))
+
+
+def _grow(run: str, runs: Path, change: Callable[[Any, Path], Any]) -> None:
+    folder = _module("runs").resolve_run(run, runs)
+    grow = _module("grow")
+    before = len(_module("artifact").load_info(folder)["classes"]["names"])
+    version, classifier = change(grow, folder)
+    say(grow.report(run, version, before, classifier))
 
 
 @app.command(rich_help_panel="Use")

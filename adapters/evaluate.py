@@ -5,16 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from . import artifact, files
 from .callbacks.base_to_new import label_spaces, measure
+from .callbacks.cross_dataset import OTHER, measure_targets
+from .callbacks.shift import SHIFT
+from .classes import ClassSet
 from .errors import RunError
 from .features import CachedFeatures
+from .grow import names_now
 from .recipe import Recipe
 from .session import choose_classes, load_data
-from .show import console, percent
+from .show import MEANS, console, percent
+from .transfer import facts, load_targets, ready
 
 CHANGEABLE = ("data", "classes", "protocol", "evaluate", "seed")
 
@@ -34,6 +40,30 @@ def check_overrides(overrides: Sequence[str]) -> None:
             )
 
 
+def present(classes: ClassSet, now: dict[str, str], own: ClassSet) -> ClassSet:
+    """Classes of the data under the names they have by now, worded as the adapter words them where they were changed."""
+    renamed = classes.renamed(now)
+    kept = {now[name]: classes.texts[name] for name in classes.names}
+    changed = {new: own.texts[new] for old, new in now.items() if old != new and new in own}
+    return replace(renamed, texts={**kept, **changed})
+
+
+class UnderPresentNames:
+    """Data whose classes are asked for by the names they have by now.
+
+    Args:
+        data: a data module.
+        now: present name of each class of the data.
+    """
+
+    def __init__(self, data: Any, now: dict[str, str]) -> None:
+        self.data, self.before = data, {new: old for old, new in now.items()}
+
+    def restrict(self, names: Sequence[str]) -> Any:
+        """The same split with only these classes, labels in this order."""
+        return self.data.restrict([self.before[name] for name in names])
+
+
 def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Evaluate the newest artefact of a run with its recipe, changed by `overrides`; print and store the result.
 
@@ -50,12 +80,22 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     adapter = artifact.load(folder)
     data = load_data(recipe)
     classes = choose_classes(recipe, data)
-    data = data.restrict(classes.names)
+    now = names_now(artifact.load_info(folder).get("info", {}).get("history", ()), classes.names)
+    if not now:
+        raise RunError(f"All classes of these data were removed from the adapter in {run_dir}: nothing can be measured.")
+    data = data.restrict(list(now))
+    classes = present(classes.only(list(now)), now, adapter.classes)
+    other = [name for name in adapter.classes.names if name not in classes]
+    if other:
+        console.print(f"not among these data, and no candidates here: {', '.join(other)}")
     data.set_transforms(adapter.backbone.transform(), adapter.backbone.transform())
-    if adapter.needs(adapter.config, adapter.backbone.spec) == "features":
+    features = adapter.needs(adapter.config, adapter.backbone.spec) == "features"
+    if features:
         data = CachedFeatures(data, adapter.backbone, recipe.data.augment, recipe.seed, views=0)
-    spaces = measure(adapter, data, label_spaces(classes, recipe.protocol))
-    result = {
+    spaces = measure(adapter, UnderPresentNames(data, now), label_spaces(classes, recipe.protocol))
+    targets = ready(load_targets(recipe, adapter.classes), adapter.backbone, features, recipe.seed)
+    spaces.add(measure_targets(adapter, targets))
+    result: dict[str, Any] = {
         "run": run_dir.name,
         "overrides": list(overrides),
         "split_hash": data.manifest()["hash"],
@@ -64,6 +104,8 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         "unanswered": spaces.unanswered,
         "unreadable": sorted(data.unreadable),
     }
+    if targets:
+        result |= {"transfer": facts(targets), "other_mean": spaces.mean(OTHER), "shift_mean": spaces.mean(SHIFT)}
     digest = hashlib.sha256(json.dumps(list(overrides)).encode()).hexdigest()[:8]
     path = run_dir / f"evaluation-{digest}.json"
     files.write_json(path, result)
@@ -74,6 +116,9 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         )
     if result["harmonic_mean"] is not None:
         console.print(f"harmonic mean: [bold]{percent(result['harmonic_mean'])} %[/bold]")
+    for key, title in MEANS.items():
+        if result.get(key) is not None:
+            console.print(f"{title}: [bold]{percent(result[key])} %[/bold]")
     for space, reason in spaces.unanswered.items():
         console.print(f"[yellow]{space}[/yellow]: {reason}")
     console.print(f"written to {path}")

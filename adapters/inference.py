@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import artifact
+from .errors import LimpetError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,6 +53,8 @@ class Classifier:
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter.eval()
+        self.info: dict[str, Any] = {}  # what the artefact records about its fit
+        self.history: list[dict[str, Any]] = []  # changes of the classes since it was loaded
         self.backbone = adapter.backbone
         self.transform = self.backbone.transform(train=False)
 
@@ -80,7 +83,9 @@ class Classifier:
         if backbone is not None:
             place = str(backbone.device)
         adapter = artifact.load(path, backbone, version=version, device=place, plugins=plugins)
-        return cls(adapter.to(place))
+        classifier = cls(adapter.to(place))
+        classifier.info = dict(artifact.load_info(path, version).get("info") or {})
+        return classifier
 
     @property
     def classes(self) -> list[str]:
@@ -134,13 +139,62 @@ class Classifier:
                 decode_ahead(2 * batch_size - len(waiting))
                 yield from self._answer([(name, future.result()) for name, future in batch], top)
 
-    def add_classes(self, classes: Any, batches: Iterable[Any] | None = None) -> None:
-        """Add classes to the adapter, as its method allows.
+    def add_classes(
+        self,
+        names: Sequence[str],
+        images: Mapping[str, Iterable[Source]] | None = None,
+        texts: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """Answer about further classes from now on; `save` writes them down.
+
+        Args:
+            names: Names of the new classes.
+            images: Paths or PIL images of each, for methods that learn from images; prepared as those of the fit.
+            texts: Words that stand for a new class in prompts, where its name says little.
 
         Raises:
             NeedsImages: If the method needs images of the new classes and got none.
+            LimpetError: If a class of that name exists.
         """
-        self.adapter.add_classes(classes, batches)
+        from .grow import shot_batches
+
+        names = [names] if isinstance(names, str) else list(names)
+        adapter, given = self.adapter, {k: list(v) for k, v in (images or {}).items()}
+        classes = adapter.classes.extended(names, texts)
+        unknown = [name for name in given if name not in names]
+        if unknown:
+            raise LimpetError(f"Images were given for {unknown[0]!r}, which is not among the added classes.")
+        batches = shot_batches(adapter, classes, given, self.info.get("augment"), self.info.get("seed", 1)) if given else None
+        with torch.no_grad():
+            adapter.add_classes(classes, batches)
+        counts = {name: sum(int((b["label"] == classes.index(name)).sum()) for b in batches or ()) for name in names}
+        self.history.append({"added": counts})
+        adapter.eval()
+
+    def remove_classes(self, names: Sequence[str]) -> None:
+        """Stop answering about classes.
+
+        Raises:
+            LimpetError: If there is no such class, or none would be left.
+        """
+        names = [names] if isinstance(names, str) else list(names)
+        self.adapter.remove_classes(names)
+        self.history.append({"removed": names})
+
+    def rename_classes(self, names: Mapping[str, str], reword: bool = False) -> None:
+        """Change names, `{old: new}`. The answers stay, unless `reword` puts the new names into the prompts, too.
+
+        Raises:
+            LimpetError: If there is no such class, or two would have one name.
+        """
+        self.adapter.rename_classes(names, reword)
+        self.history.append({"renamed": dict(names)})
+
+    def save(self, run_dir: str | Path) -> Path:
+        """Write the adapter as the next version below `run_dir/adapter` and return its folder; older versions stay."""
+        from .grow import record
+
+        return artifact.save(self.adapter, run_dir, record(self.info, self.history, self.adapter.notes))
 
     def _decode(self, source: Any) -> Tensor | str:
         """Return the preprocessed image (3, H, W), or a sentence where it cannot be read."""

@@ -38,11 +38,13 @@ class Plan:
 
     Attributes:
         shared: context tokens in the shared beginning.
+        common: ids (k,) behind them that all prompts have in common (fixed words), also in the beginning.
         chunks: the classes, shortest rests first.
         back: packed place of every class (C,).
     """
 
     shared: int
+    common: Tensor
     chunks: tuple[Chunk, ...]
     back: Tensor
 
@@ -131,8 +133,10 @@ class PromptLayout:
     def _made(self, class_specific: bool, memory: int | None) -> Plan:
         shared = 0 if class_specific else self.first
         rests = [self._arranged(index)[shared:] for index in range(len(self))]
+        common = _common_start(rests)
+        rests = [rest[len(common) :] for rest in rests]
         order = sorted(range(len(rests)), key=lambda i: len(rests[i]))
-        beginning = self.start + shared
+        beginning = self.start + shared + len(common)
         chunks, begin, used = [], 0, beginning
         for place, index in enumerate(order):
             if memory is not None and place > begin and used + len(rests[index]) > memory:
@@ -142,7 +146,8 @@ class PromptLayout:
         chunks.append(self._chunk(rests, order[begin:], beginning))
         back = torch.empty(len(order), dtype=torch.long)
         back[torch.tensor(order)] = torch.arange(len(order))
-        return Plan(shared, tuple(chunks), back.to(self.backbone.device))
+        device = self.backbone.device
+        return Plan(shared, torch.tensor(common, dtype=torch.long, device=device), tuple(chunks), back.to(device))
 
     def _chunk(self, rests: list[list[int]], classes: list[int], start: int) -> Chunk:
         device = self.backbone.device
@@ -157,3 +162,12 @@ class PromptLayout:
             (-1 - flat[rows]).to(device),
             owners[rows].to(device),
         )
+
+
+def _common_start(rests: Sequence[Sequence[int]]) -> list[int]:
+    """Return the ids that all rests begin with, leaving each at least its last token and every context row."""
+    first, shortest = rests[0], min(map(len, rests))
+    count = 0
+    while count < shortest - 1 and first[count] >= 0 and all(rest[count] == first[count] for rest in rests):
+        count += 1
+    return list(first[:count])

@@ -186,14 +186,16 @@ class PromptEncoder:
         tower = self.backbone.text
         assert tower is not None
         start = self.backbone.embed_tokens(self._layout.opening_ids())
+        common = self.backbone.embed_tokens(plan.common)
 
         def one(chunk: Chunk, groups: Tensor, *deep: Tensor) -> Tensor:
             context = groups.to(start.dtype)
             if class_specific:
-                beginning = start[None]
+                beginning = torch.cat([start, common])[None]
                 held = context[0][chunk.owners, chunk.slots]
             else:
-                beginning = torch.cat([start.expand(len(context), -1, -1), context[:, : plan.shared]], 1)
+                parts = (start.expand(len(context), -1, -1), context[:, : plan.shared])
+                beginning = torch.cat([*parts, common.expand(len(context), -1, -1)], 1)
                 held = context[:, chunk.slots]
             rests = self.backbone.embed_tokens(chunk.ids)
             if len(chunk.rows):

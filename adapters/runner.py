@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import logging
@@ -20,10 +21,13 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from . import __version__, artifact, files, report, show
 from .callbacks.base_to_new import Spaces, label_spaces, measure
 from .callbacks.checkpoint import KeepBest, ResumeCheckpoint
+from .callbacks.cross_dataset import OTHER, Target, measure_targets
 from .callbacks.progress import TrainingProgress
 from .callbacks.provenance import environment
+from .callbacks.shift import SHIFT
 from .errors import LimpetError, RecipeError, RunError
 from .features import CachedFeatures
+from .interpolation import post_step
 from .methods.zero_shot import Config as ZeroShotConfig
 from .methods.zero_shot import ZeroShot
 from .module import AdaptationModule
@@ -31,6 +35,7 @@ from .ranks import LateLoader, leave_group, rank, shared_run_dir
 from .recipe import Recipe
 from .runs import new_run_dir
 from .session import Session, prepare, seed_everything
+from .transfer import facts, ready
 
 if TYPE_CHECKING:
     from .adapter import Batch
@@ -101,11 +106,18 @@ def execute(session: Session, run_dir: Path) -> Path:
     seconds["fit"] = time.monotonic() - started - sum(seconds.values())
     spaces = measure(session.adapter, data, label_spaces(session.classes, recipe.protocol))
     reference = ZeroShot(ZeroShotConfig()).setup(session.backbone, session.classes)
-    zero_shot = measure(reference, data, label_spaces(session.classes, recipe.protocol))
+    zero_shot = measure(reference, frozen(session, data), label_spaces(session.classes, recipe.protocol))
+    targets = ready(session.targets, session.backbone, session.needs == "features", recipe.seed)
+    spaces.add(measure_targets(session.adapter, targets))
+    zero_shot.add(measure_targets(reference, targets))
     seconds["evaluate"] = time.monotonic() - started - sum(seconds.values())
     metrics = metrics_of(session, data, manifest, spaces, zero_shot)
-    artifact.save(session.adapter, run_dir, {"metrics": metrics, "split_hash": manifest["hash"], "recipe": recipe.name})
-    files.write_csv(run_dir / "per_class.csv", per_class_rows(session, spaces, zero_shot))
+    if targets:
+        metrics |= transfer_metrics(targets, spaces, zero_shot)
+    augment = dataclasses.asdict(recipe.data.augment)
+    record = {"metrics": metrics, "split_hash": manifest["hash"], "recipe": recipe.name, "seed": recipe.seed, "augment": augment}
+    artifact.save(session.adapter, run_dir, record)
+    files.write_csv(run_dir / "per_class.csv", per_class_rows(spaces, zero_shot))
     files.write_csv(run_dir / "predictions.csv", [{"space": s, **row} for s, o in spaces.outcomes.items() for row in o.predictions()])
     env["seconds"] = {k: round(v, 3) for k, v in seconds.items()}
     files.write_json(run_dir / "env.json", env)
@@ -137,6 +149,13 @@ def with_features(session: Session) -> Any:
     )
 
 
+def frozen(session: Session, data: Any) -> Any:
+    """The data with frozen features, which zero-shot reads whatever the method reads; other runs find them cached."""
+    if session.needs == "features":
+        return data
+    return CachedFeatures(session.data, session.backbone, session.recipe.data.augment, session.recipe.seed)
+
+
 def fresh_augmentation(session: Session) -> bool:
     """Whether training images are augmented anew at every epoch, so that their features cannot be cached."""
     augment = session.recipe.data.augment
@@ -163,6 +182,7 @@ def train(session: Session, data: Any, run_dir: Path) -> None:
         gradient_training(session, LateLoader(source.train_dataloader), held_out, run_dir)
     adapter.eval()
     adapter.select(held_out)
+    post_step(adapter, held_out)
 
 
 def batches_on(loader: Iterable[Batch], device: torch.device) -> Iterable[Batch]:
@@ -275,7 +295,20 @@ def metrics_of(session: Session, data: Any, manifest: dict[str, Any], spaces: Sp
     return metrics
 
 
-def per_class_rows(session: Session, spaces: Spaces, zero_shot: Spaces) -> list[dict[str, Any]]:
+def transfer_metrics(targets: Sequence[Target], spaces: Spaces, zero_shot: Spaces) -> dict[str, Any]:
+    """What metrics.json says of further data besides their results: facts, and means over data sets (source excluded)."""
+    found: dict[str, Any] = {"transfer": facts(targets)}
+    for kind, prefix in (("other", OTHER), ("shift", SHIFT)):
+        if any(target.space.startswith(prefix) for target in targets):
+            found[f"{kind}_mean"] = spaces.mean(prefix)
+            found[f"zero_shot_{kind}_mean"] = zero_shot.mean(prefix)
+    unreadable = sum(len(target.data.unreadable) for target in targets)
+    if unreadable:
+        found["unreadable_elsewhere"] = unreadable
+    return found
+
+
+def per_class_rows(spaces: Spaces, zero_shot: Spaces) -> list[dict[str, Any]]:
     """Rows of per_class.csv."""
     rows = []
     for space, outcome in spaces.outcomes.items():
@@ -285,7 +318,7 @@ def per_class_rows(session: Session, spaces: Spaces, zero_shot: Spaces) -> list[
                 {
                     "space": space,
                     "class": name,
-                    "text": session.classes.text(name),
+                    "text": outcome.classes.text(name),
                     "images": images,
                     "accuracy": accuracy,
                     "zero_shot_accuracy": reference[name],

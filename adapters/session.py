@@ -15,11 +15,12 @@ from .backbone import FrozenClip, describe
 from .backbone_spec import BackboneSpec
 from .classes import ClassSet
 from .errors import RecipeError, nearest
+from .sections import PROTOCOLS
+from .transfer import load_targets
 
 if TYPE_CHECKING:
+    from .callbacks.cross_dataset import Target
     from .recipe import Recipe
-
-PROTOCOLS = ("all", "base_to_new")
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Session:
         backbone: the frozen CLIP.
         adapter: the adapter, set up for `training_classes`, untrained.
         notes: sentences about the data and the classes, for the plan and the results.
+        targets: further data to be measured on after training.
     """
 
     recipe: Recipe
@@ -43,6 +45,7 @@ class Session:
     backbone: FrozenClip
     adapter: Adapter
     notes: list[str] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
 
     @property
     def needs(self) -> str:
@@ -99,13 +102,15 @@ def prepare(recipe: Recipe) -> Session:
     check_samples(method, config, spec, data, training)
     if recipe.protocol == "base_to_new":
         check_new(data, classes)
+    targets = load_targets(recipe, training)
     backbone = load_backbone(recipe, spec)
     seed_everything(recipe.seed)
     adapter = method(config).setup(backbone, training)
     data.set_transforms(backbone.transform(train=True, augment=recipe.data.augment), backbone.transform())
-    session = Session(recipe, data, classes, training, backbone, adapter)
+    session = Session(recipe, data, classes, training, backbone, adapter, targets=targets)
     check_texts(session)
-    session.notes = [*data.report, *unseen_names(backbone, classes)]
+    notes = [target.note for target in targets if target.note]
+    session.notes = [*data.report, *unseen_names(backbone, classes), *notes]
     if len(classes) == 1:
         session.notes.append(f"'{classes.names[0]}' is the only class: every answer is right, whatever is learned.")
     return session
@@ -125,7 +130,7 @@ def check_texts(session: Session) -> None:
         longest = max(classes.names, key=lambda name: len(session.backbone.token_ids(classes.text(name))))
         adapter.eval()
         with torch.no_grad(), adapter.answering(classes.only([longest])):
-            adapter.class_weights()
+            adapter.check_texts()
 
 
 def check_new(data: Any, classes: ClassSet) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 console = Console(highlight=False)
 
 TITLES = {"all": "all", "base": "base", "new": "new", "joint": "base + new"}
+MEANS = {"other_mean": "other (mean)", "shift_mean": "shift (mean)"}
 
 
 said: set[str] = set()  # notes of this command so far: the cells of a grid share most
@@ -57,11 +58,13 @@ def plan(session: Session, manifest: Mapping[str, Any] | None = None) -> None:
         views = "fresh at every epoch" if augment.views == 0 else f"{augment.views} cached views (not fresh ones)"
         lines["training"] = f"{epochs}, batch {recipe.data.batch_size}, {recipe.optim.name} {recipe.optim.lr:g}"
         lines["augmentation"] = "none" if augment.preset == "none" else f"{augment.preset}, {views}"
+    if session.targets:
+        lines["also tested on"] = ", ".join(f"{t.space} ({len(t.data.samples['test'])} images)" for t in session.targets)
     table = Table.grid(padding=(0, 2))
     for key, value in lines.items():
         table.add_row(f"[bold]{key}[/bold]", escape(value))
     console.print(table)
-    for note in (*recipe.notes, *session.notes):
+    for note in (*recipe.notes, *session.notes, *adapter.notes):
         if note not in said:
             console.print(f"[yellow]note[/yellow] {escape(note)}")
             said.add(note)
@@ -98,7 +101,7 @@ def results(session: Session, metrics: Mapping[str, Any], run_dir: Path) -> None
     """Print the table of a finished run, where it is, and what to do next."""
     title = f"{metrics['recipe']}: {metrics['method']} on {metrics['backbone']}, test images, %"
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("classes", no_wrap=True)
+    table.add_column("classes", min_width=12, max_width=24, overflow="fold")
     top = next((key for values in metrics["results"].values() for key in values if key.startswith("top")), None)
     shown = (top.replace("top", "top-"),) if top else ()
     for column in ("images", "accuracy", "zero-shot", "balanced", "macro-F1", "ECE", *shown):
@@ -109,7 +112,7 @@ def results(session: Session, metrics: Mapping[str, Any], run_dir: Path) -> None
         marked |= bool(mark)
         reference = metrics["zero_shot"][space]
         table.add_row(
-            f"{TITLES[space]}{mark} ({values['classes']})",
+            f"{escape(TITLES.get(space, space))}{mark} ({values['classes']})",
             str(values["images"]),
             f"[bold]{percent(values['accuracy'])}[/bold]",
             percent(reference["accuracy"]),
@@ -122,6 +125,11 @@ def results(session: Session, metrics: Mapping[str, Any], run_dir: Path) -> None
         reference = metrics["zero_shot_harmonic_mean"]
         table.add_section()
         table.add_row("harmonic mean", "", f"[bold]{percent(metrics['harmonic_mean'])}[/bold]", percent(reference))
+    for key, title in MEANS.items():
+        # of one data set the mean says nothing new
+        if metrics.get(key) is not None and sum(s.startswith(f"{key[:5]}:") for s in metrics["results"]) > 1:
+            reference = metrics.get(f"zero_shot_{key}")
+            table.add_row(title, "", f"[bold]{percent(metrics[key])}[/bold]", percent(reference))
     console.print(table)
     if marked:
         console.print("* columns of new classes are plain zero-shot CLIP with this method")

@@ -14,6 +14,9 @@ import torch
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the features of the tests away from the user's own cache."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)  # the processes share the cores
+        os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["LIMPET_CACHE"] = tempfile.mkdtemp(prefix="limpet-cache-")
 
 

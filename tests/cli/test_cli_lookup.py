@@ -20,6 +20,9 @@ COMMANDS = [
     "methods",
     "doctor",
     "compare",
+    "add-classes",
+    "remove-classes",
+    "rename-classes",
     "cache",
 ]
 HEAVY = (
@@ -229,16 +232,16 @@ def test_commands_hand_over_what_was_said(monkeypatch, tmp_path):
     seen = []
 
     def note(name):
-        return lambda *args: seen.append((name, args))
+        return lambda *args: seen.append((name, args))  # None: nothing went wrong
 
     monkeypatch.chdir(tmp_path)
     done, open_ = runs.new_run_dir("fish"), runs.new_run_dir("fish")
     for folder in (done, open_):
         (folder / "recipe.yaml").write_text(load_recipe("fish").to_yaml())
     (done / "metrics.json").write_text("{}")
-    runner = types.SimpleNamespace(**{n: note(n) for n in ("fit", "check", "resume", "evaluate")})
+    runner = types.SimpleNamespace(**{n: note(n) for n in ("fit", "check", "resume")})
     monkeypatch.setitem(sys.modules, "limpet.runner", runner)
-    for module, name in (("grid", "fit_grid"), ("predict", "predict_command"), ("compare", "compare")):
+    for module, name in (("grid", "fit_grid"), ("evaluate", "evaluate_run"), ("predict", "predict_command"), ("compare", "compare")):
         monkeypatch.setitem(sys.modules, f"limpet.{module}", types.SimpleNamespace(**{name: note(name)}))
     for words in (["fit", "fish"], ["fit", "fish", "seed=1,2"], ["check", "fish"], ["resume", "fish"],
                   ["evaluate", "fish", "data.root=x"],
@@ -246,7 +249,7 @@ def test_commands_hand_over_what_was_said(monkeypatch, tmp_path):
                   ["compare", "fish", "fish/001"]):  # fmt: skip
         assert main(words) == 0
     names = [name for name, _ in seen]
-    assert names == ["fit", "fit_grid", "check", "resume", "evaluate", "predict_command", "compare"]
+    assert names == ["fit", "fit_grid", "check", "resume", "evaluate_run", "predict_command", "compare"]
     assert [r.seed for r in seen[1][1][0]] == [1, 2]
     assert seen[3][1][0] == open_.relative_to(".") and seen[4][1] == (done, ["data.root=x"])
     assert (
