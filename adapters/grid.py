@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +33,20 @@ def grid_dir(recipes: Sequence[Recipe]) -> Path:
     return Path(first.run.dir) / (first.run.name or first.name) / f"grid-{digest}"
 
 
+def in_own_process(recipe: Recipe, cell: Path) -> None:
+    """Run a cell as a command of its own: with several devices Lightning repeats the whole command line.
+
+    Raises:
+        RunError: the command failed.
+    """
+    if not (cell / "recipe.yaml").exists():
+        cell.mkdir(parents=True, exist_ok=True)
+        files.write_text(cell / "recipe.yaml", recipe.to_yaml())
+    done = subprocess.run([sys.executable, "-m", __package__, "resume", str(cell)], check=False)
+    if done.returncode:
+        raise RunError(f"It ended with code {done.returncode}; its own words are above.")
+
+
 def fit_grid(recipes: Sequence[Recipe]) -> Path:
     """Run every cell that is not finished, continue interrupted ones, print mean and standard deviation over seeds.
 
@@ -53,7 +69,9 @@ def fit_grid(recipes: Sequence[Recipe]) -> Path:
         console.rule(head)
         runs.mark_current(cell)
         try:
-            if (cell / "recipe.yaml").exists():
+            if recipe.trainer.devices > 1:
+                in_own_process(recipe, cell)
+            elif (cell / "recipe.yaml").exists():
                 runner.resume(cell)
             else:
                 runner.fit(recipe, cell)

@@ -31,6 +31,7 @@ from .interpolation import post_step
 from .methods.zero_shot import Config as ZeroShotConfig
 from .methods.zero_shot import ZeroShot
 from .module import AdaptationModule
+from .ranks import LateLoader, leave_group, rank, shared_run_dir
 from .recipe import Recipe
 from .runs import new_run_dir
 from .session import Session, prepare, seed_everything
@@ -63,9 +64,11 @@ def fit(recipe: Recipe, run_dir: Path | None = None) -> Path:
         run_dir: folder to use; None takes the next free number below `run.dir`/recipe name.
     """
     session = prepare(recipe)
-    run_dir = run_dir or new_run_dir(recipe.run.name or recipe.name, Path(recipe.run.dir))
-    run_dir.mkdir(parents=True, exist_ok=True)
-    files.write_text(run_dir / "recipe.yaml", recipe.to_yaml())
+    given = run_dir
+    run_dir = shared_run_dir(lambda: given or new_run_dir(recipe.run.name or recipe.name, Path(recipe.run.dir)))
+    if rank() == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        files.write_text(run_dir / "recipe.yaml", recipe.to_yaml())
     return execute(session, run_dir)
 
 
@@ -91,6 +94,9 @@ def execute(session: Session, run_dir: Path) -> Path:
     recipe = session.recipe
     env = environment()
     manifest = session.data.manifest()
+    if rank() > 0:  # a further device: it only helps to train
+        train(session, with_features(session), run_dir)
+        return run_dir
     files.write_json(run_dir / "split.json", manifest)
     shutil.rmtree(run_dir / "adapter", ignore_errors=True)  # of an interrupted run
     show.plan(session, manifest)
@@ -172,8 +178,8 @@ def train(session: Session, data: Any, run_dir: Path) -> None:
         held_out = list(batches_on(training.test_dataloader(), session.backbone.device))
     if session.trainable and recipe.trainer.epochs > 0 and recipe.trainer.max_steps != 0:
         images = session.data.restrict(session.training_classes.names)
-        loader = images.train_dataloader() if fresh_augmentation(session) else training.train_dataloader()
-        gradient_training(session, loader, held_out, run_dir)
+        source = images if fresh_augmentation(session) else training
+        gradient_training(session, LateLoader(source.train_dataloader), held_out, run_dir)
     adapter.eval()
     adapter.select(held_out)
     post_step(adapter, held_out)
@@ -192,7 +198,8 @@ def gradient_training(session: Session, loader: Any, held_out: Sequence[Batch], 
     best = KeepBest(held_out) if recipe.evaluate.select != "last" and held_out else None
     checkpoint = ResumeCheckpoint(run_dir / CHECKPOINT, every=max(1, recipe.trainer.epochs // 50))
     callbacks: list[Any] = [TrainingProgress(show.console), *([best] if best else []), checkpoint]
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
         trainer = make_trainer(
@@ -215,6 +222,7 @@ def gradient_training(session: Session, loader: Any, held_out: Sequence[Batch], 
         session.adapter.train()
         last = run_dir / CHECKPOINT
         trainer.fit(module, loader, ckpt_path=last if last.exists() else None)
+    leave_group()
     if trainer.interrupted:
         raise KeyboardInterrupt
     session.adapter.to(session.backbone.device)  # Lightning takes the module back to the CPU

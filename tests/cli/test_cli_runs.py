@@ -239,3 +239,17 @@ def test_nothing_of_the_libraries_reaches_the_user(command, fish):
     code, out, err = command("fit", "fish", f"data.root={fish}", *words)
     assert (code, err) == (0, ""), err
     assert not any(word in out for word in ("GPU available", "Warning", "lightning.ai", "HPU", "bar`"))
+
+
+@pytest.mark.slow
+def test_two_devices_make_one_run_a_cell(command):
+    words = ["data.species=4", "data.train=4", "data.test=3", "data.shots=4", "trainer.epochs=2", "trainer.devices=2"]
+    code, out, err = command("fit", "quickstart", *words, "seed=1,2", "evaluate.select=val")
+    assert (code, err) == (0, ""), out + err
+    (grid,) = Path("runs/quickstart").iterdir()
+    cells = [p for p in grid.iterdir() if p.is_dir()]
+    assert len(cells) == 2 and out.count("run folder:") == 2
+    for cell in cells:
+        assert {p.name for p in cell.iterdir()} == RUN_FOLDER
+        assert json.loads((cell / "metrics.json").read_text())["results"]["joint"]["images"] == 12
+        assert len(rows(cell / "predictions.csv")) == 6 + 6 + 12
