@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -64,6 +64,7 @@ class Adapter(nn.Module):
         self.notes: list[str] = []
         self._backbone = _Reference(None)
         self._classes: ClassSet | None = None
+        self._trained: tuple[str, ...] = ()  # the classes that tensors of `per_class` have a row for, in their order
         self._derived: dict[str, Any] = {}  # follows from the classes and the state; never saved
 
     # Declared properties: answered from the configuration and the backbone's description, before weights load.
@@ -145,6 +146,7 @@ class Adapter(nn.Module):
             raise LimpetError(reason)
         self._backbone = _Reference(backbone)
         self._classes = classes
+        self._trained = classes.names
         self._derived = {}
         self.build()
         self.to(backbone.device)
@@ -188,6 +190,18 @@ class Adapter(nn.Module):
     def select(self, batches: Sequence[Batch]) -> None:
         """Choose hyper-parameters on held-out batches and record them in `selected`. `batches` may be empty."""
 
+    def interpolated(self, share: float) -> None:
+        """Answer from now on with (1 - share) of the frozen towers' weights and `share` of the trained ones.
+
+        Shares are counted from the end of training, however often this is called.
+
+        Raises:
+            LimpetError: the method does not train towers.
+        """
+        raise LimpetError(
+            f"'{self.name}' does not train the towers of the backbone, so there are no weights to interpolate (WiSE-FT)."
+        )
+
     def loss(self, batch: Batch) -> Tensor:
         """Training loss (a scalar): cross-entropy over all classes unless a method says otherwise."""
         return F.cross_entropy(self.logits(batch), batch["label"])
@@ -230,14 +244,33 @@ class Adapter(nn.Module):
         Source: CLIP, arXiv 2103.00020, section 3.1.4 (prompt ensembling).
         """
         if "zero_shot" not in self._derived:
-            prompts = [self.classes.prompts(name) for name in self.classes.names]
-            counts = torch.tensor([len(p) for p in prompts])
-            features = self.backbone.encode_text([text for group in prompts for text in group]).to(self.dtype)
-            owner = torch.repeat_interleave(torch.arange(len(prompts)), counts).to(features.device)
-            total = torch.zeros(len(prompts), features.shape[1], dtype=features.dtype, device=features.device)
-            mean = total.index_add_(0, owner, features) / counts.to(features)[:, None]
+            with torch.no_grad():
+                mean = self.mean_prompts(lambda texts: self.backbone.encode_text(texts).to(self.dtype))
             self._derived["zero_shot"] = F.normalize(mean, dim=-1)
         return cast(Tensor, self._derived["zero_shot"])
+
+    def raw_text_weights(self) -> Tensor:
+        """Text classifier (C, D) of any norm: the mean of a class's prompt features as the tower gives them.
+
+        TaskRes and CLAP start from these, not from normalised prompts.
+        """
+        if "raw_text" not in self._derived:
+            encode = self.backbone.encode_text
+            self._derived["raw_text"] = self.mean_prompts(lambda texts: encode(texts, normalize=False).to(self.dtype))
+        return cast(Tensor, self._derived["raw_text"])
+
+    def prompt_weights(self) -> Tensor:
+        """The same average as in `zero_shot_weights`, with this adapter's own text tower."""
+        return F.normalize(self.mean_prompts(self.encode_text), dim=-1)
+
+    def mean_prompts(self, encode: Callable[[list[str]], Tensor]) -> Tensor:
+        """Mean (C, D) over a class's prompts of the features that `encode` gives: texts -> (N, D)."""
+        prompts = [self.classes.prompts(name) for name in self.classes.names]
+        counts = torch.tensor([len(p) for p in prompts])
+        features = encode([text for group in prompts for text in group])
+        owner = torch.repeat_interleave(torch.arange(len(prompts)), counts).to(features.device)
+        total = torch.zeros(len(prompts), features.shape[1], dtype=features.dtype, device=features.device)
+        return total.index_add(0, owner, features) / counts.to(features)[:, None]
 
     def logits(self, batch: Batch) -> Tensor:
         """Scores (B, C), one column a class of `classes`: logit scale times cosine similarity."""
@@ -274,6 +307,45 @@ class Adapter(nn.Module):
             NeedsImages: the method needs images of the new classes and `batches` is None.
         """
         self._classes, self._derived = classes, {}
+
+    def remove_classes(self, names: Sequence[str]) -> None:
+        """Forget classes: they are no longer candidates, and their rows of the tensors of `per_class` are dropped.
+
+        Raises:
+            RecipeError: a class does not exist.
+            LimpetError: no class would be left.
+        """
+        kept = self.classes.without(names)
+        if not len(kept):
+            raise LimpetError(f"Removing {', '.join(names)} would leave no class. Keep at least one.")
+        rows = [i for i, name in enumerate(self._trained) if name not in set(names)]
+        for tensor in self.per_class(self.config, self.backbone.spec):
+            self.replace_tensor(tensor, getattr(self, tensor).detach()[rows])
+        self._trained = tuple(self._trained[i] for i in rows)
+        self._classes, self._derived = kept, {}
+
+    def rename_classes(self, names: Mapping[str, str], reword: bool = False) -> None:
+        """Change the names of classes, `{old: new}`; the answers stay the same, column by column.
+
+        Args:
+            names: new name of each old one.
+            reword: let the new names stand in the prompts, too, where no text was given for a class. That changes
+                the text features, and with them the answers.
+
+        Raises:
+            RecipeError: a class does not exist, or two would have one name.
+        """
+        renamed = self.classes.renamed(names)
+        if not reword:
+            texts = {names.get(name, name): self.classes.texts[name] for name in self.classes.names}
+            renamed = dataclasses.replace(renamed, texts=texts)
+        self._trained = tuple(names.get(name, name) for name in self._trained)
+        self._classes, self._derived = renamed, {}
+
+    def replace_tensor(self, name: str, value: Tensor) -> None:
+        """Put another tensor, possibly of another size, in the place of a parameter or buffer."""
+        own = getattr(self, name)
+        setattr(self, name, nn.Parameter(value, own.requires_grad) if isinstance(own, nn.Parameter) else value)
 
     def learnable(self) -> list[nn.Parameter]:
         """Parameters that training changes."""

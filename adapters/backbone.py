@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from . import backbone_weights as weights
 from .backbone_introspect import spec_from_model
@@ -42,8 +44,12 @@ class FrozenClip:
         logit_scale: factor of the cosine, exponential already taken.
         logit_bias: added to logits (SigLIP), else 0.
         tokenizer: text to ids.
-        text_memory: token rows of one pass while prompts are trained; None: all at once.
+        text_memory: token rows of one pass while prompts or the text tower are trained; None: all at once.
+        shares_start: whether texts encoded together share one pass over their first token. Not exact where the
+            text tower draws random numbers (dropout).
     """
+
+    shares_start = True
 
     def __init__(
         self,
@@ -243,23 +249,28 @@ class FrozenClip:
             )
         cut = [row[: tower.end(row) + 1] for row in rows.tolist()]
         order = sorted(range(len(cut)), key=lambda i: len(cut[i]))
+        # The first token is the same everywhere (start of text), so it is the shared beginning.
+        start = 1 if self.shares_start and len({row[0] for row in cut}) == 1 and len(cut[order[0]]) > 1 else 0
+        recompute = torch.is_grad_enabled() and self.text_memory is not None
+        budget = self.text_memory if recompute and self.text_memory is not None else TEXT_TOKENS
+        step = partial(checkpoint, use_reentrant=False) if recompute else _call
         features: list[Tensor] = []
-        for part in _portions([len(cut[i]) for i in order], TEXT_TOKENS):
+        for part in _portions([len(cut[i]) for i in order], budget):
             ids = [cut[i] for i in order[part]]
-            # The first token is the same everywhere (start of text), so it is the shared beginning.
-            shared = 1 if len({row[0] for row in ids}) == 1 and all(len(row) > 1 for row in ids) else 0
-            layout = Layout.of([len(row) - shared for row in ids], shared, self.device)
-            rests = self.embed_tokens([token for row in ids for token in row[shared:]])
-            features.append(encode(tower, layout, self.embed_tokens([ids[0][:shared]]), rests)[0])
+            layout = Layout.of([len(row) - start for row in ids], start, self.device)
+            beginning = self.embed_tokens([ids[0][:start]])
+            rests = self.embed_tokens([token for row in ids for token in row[start:]])
+            features.append(step(encode, tower, layout, beginning, rests)[0])
         back = torch.empty(len(order), dtype=torch.long)
         back[torch.tensor(order)] = torch.arange(len(order))
         return torch.cat(features)[back.to(self.device)]
 
-    def editable(self, towers: Sequence[str]) -> EditableClip:
+    def editable(self, towers: Sequence[str], names: Collection[str] | None = None) -> EditableClip:
         """Return a copy in which some towers can be trained.
 
         Args:
             towers: any of "image" and "text".
+            names: open_clip names of the parameters to train; None: all of the chosen towers.
 
         Returns:
             A copy that shares the frozen tensors by reference; the parameters of the chosen towers are fresh
@@ -273,8 +284,7 @@ class FrozenClip:
             raise BackboneError(f"There is no tower {unknown[0]!r}; a CLIP has 'image' and 'text'.")
         memo: dict[int, Any] = {id(b): b for b in self.model.buffers()}
         for name, parameter in self.model.named_parameters():
-            tower = _tower_of(name)
-            chosen = tower in towers
+            chosen = _tower_of(name) in towers if names is None else name in names
             memo[id(parameter)] = nn.Parameter(parameter.detach().clone()) if chosen else parameter
         for module in self.model.modules():  # running statistics of trained towers are the copy's own
             if _is_norm_with_statistics(module) and "image" in towers:
@@ -294,8 +304,19 @@ class EditableClip(FrozenClip):
         trainable = [p for p in model.parameters() if p.requires_grad]
         super().__init__(model, origin.spec, origin.fingerprint, origin.tokenizer, origin._trained_tokens)
         self.towers = towers
+        self.text_memory = origin.text_memory
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EditableClip:
+        """Copy what is trained; frozen parameters stay shared."""
+        for parameter in self.model.parameters():
+            if not parameter.requires_grad:
+                memo[id(parameter)] = parameter
+        again = object.__new__(type(self))
+        again.__dict__ = {**self.__dict__, "_texts": {}, "model": copy.deepcopy(self.model, memo)}
+        memo[id(self)] = again
+        return again
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the trainable parameters with their open_clip names."""
@@ -326,6 +347,10 @@ def _tower_of(name: str) -> str:
 
 def _is_norm_with_statistics(module: nn.Module) -> bool:
     return getattr(module, "running_mean", None) is not None
+
+
+def _call(function: Callable[..., Tensor], *given: Any) -> Tensor:
+    return function(*given)
 
 
 def _first(features: Any) -> Tensor:

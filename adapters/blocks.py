@@ -4,8 +4,7 @@ Everything an adapter does inside a tower (deep prompts, another source of queri
 attention bias, computing only some rows of the last block, looking at single heads) enters here, so no tower
 is rewritten and no weight is copied. Attention uses `linear` and `scaled_dot_product_attention` on the
 parameters of
-`nn.MultiheadAttention`: the same numbers, and under bf16 autocast several times faster than the module
-    itself.
+`nn.MultiheadAttention`: the same numbers, and under bf16 autocast several times faster than the module itself.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import BackboneError
+from .split_attention import SplitAttention
 
 if TYPE_CHECKING:
     from .backbone import FrozenClip
@@ -55,9 +55,11 @@ def attention_problem(block: Any) -> str | None:
     """Say why a block's attention cannot be computed functionally, or None where it can.
 
     A wrapper around the attention module (PEFT's, say) still shows the weights inside it; computing from
-    those would silently ignore the wrapper, so only the plain class is accepted.
+    those would silently ignore the wrapper, so only the plain class and its split form are accepted.
     """
     attention = getattr(block, "attn", None)
+    if isinstance(attention, SplitAttention):
+        return None
     if type(attention) is not nn.MultiheadAttention or hasattr(block, "ln_attn"):
         return f"its blocks use {type(attention).__name__}, not plain multi-head attention"
     if (
@@ -72,7 +74,10 @@ def attention_problem(block: Any) -> str | None:
 
 
 def project_qkv(attention: Any, x: Tensor) -> Heads:
-    """Return the frozen module's queries, keys and values of x (..., L, W), each (..., L, H, d)."""
+    """Return the module's queries, keys and values of x (..., L, W), each (..., L, H, d)."""
+    if isinstance(attention, SplitAttention):
+        q, k, v = attention.project(x)
+        return q, k, v
     heads = attention.num_heads
     packed = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
     q, k, v = packed.view(*x.shape[:-1], 3, heads, x.shape[-1] // heads).unbind(-3)
@@ -81,6 +86,8 @@ def project_qkv(attention: Any, x: Tensor) -> Heads:
 
 def project_part(attention: Any, x: Tensor, start: int, stop: int) -> tuple[Tensor, ...]:
     """Return some of queries (0), keys (1) and values (2) of x, parts start..stop, each (..., L, H, d)."""
+    if isinstance(attention, SplitAttention):
+        return attention.project(x, start, stop)
     heads, width = attention.num_heads, x.shape[-1]
     rows = slice(start * width, stop * width)
     bias = attention.in_proj_bias
@@ -89,7 +96,10 @@ def project_part(attention: Any, x: Tensor, start: int, stop: int) -> tuple[Tens
 
 
 def project_out(attention: Any, x: Tensor) -> Tensor:
-    """Return the frozen module's output projection of the concatenated heads (..., L, W)."""
+    """Return the module's output projection of the concatenated heads (..., L, W)."""
+    if isinstance(attention, SplitAttention):
+        projected: Tensor = attention.out_proj(x)  # a call, so that whatever wraps the layer takes part
+        return projected
     return F.linear(x, attention.out_proj.weight, attention.out_proj.bias)
 
 
@@ -112,6 +122,7 @@ def self_attention(
     seams: Seams = PLAIN,
     bias: Tensor | None = None,
     keep: slice | None = None,
+    seen: Tensor | None = None,
 ) -> Tensor:
     """Self-attention of normalised tokens x (B, L, W); returns (B, Lq, W) for the kept query rows.
 
@@ -122,7 +133,10 @@ def self_attention(
         seams: the adapter's changes.
         bias: the tower's own additive mask, (L, L) or broadcastable to (B, H, L, L).
         keep: query rows to compute; keys and values always come from all rows.
+        seen: normalised tokens (B, n, W) or (1, n, W) behind x that are attended to and ask nothing
+            themselves; what all images share is projected once.
     """
+    length = x.shape[1]
     if seams.qkv is not None:
         q, k, v = seams.qkv(layer, attention, x)
         q = q if keep is None else q[:, keep]
@@ -131,10 +145,18 @@ def self_attention(
     else:
         (q,) = project_part(attention, x[:, keep], 0, 1)
         k, v = project_part(attention, x, 1, 3)
+    if seen is not None:
+        if seams.qkv is not None:
+            _, more_k, more_v = seams.qkv(layer, attention, seen)
+        else:
+            more_k, more_v = project_part(attention, seen, 1, 3)
+        k = torch.cat([k, more_k.expand(len(k), -1, -1, -1)], 1)
+        v = torch.cat([v, more_v.expand(len(v), -1, -1, -1)], 1)
+        keep = slice(0, length) if keep is None else keep
     bias = bias if bias is None or keep is None else bias[..., keep, :]
     extra = None if seams.bias is None else seams.bias(layer)
     if extra is not None:
-        if keep is not None and extra.shape[-2] == x.shape[1]:
+        if keep is not None and extra.shape[-2] == k.shape[1]:
             extra = extra[..., keep, :]
         bias = extra if bias is None else bias + extra
     out = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias)
@@ -165,45 +187,68 @@ def run(
     x: Tensor,
     *,
     mask: Tensor | None = None,
-    deep: Sequence[Tensor] = (),
-    slots: slice | None = None,
+    prompts: Sequence[Tensor] = (),
     keep: slice | None = None,
     seams: Seams = PLAIN,
 ) -> Tensor:
-    """Pass tokens (B, L, W) through a stack of blocks.
+    """Pass tokens (B, L, W) through a stack of blocks, with prompts behind them.
+
+    Prompt vectors of block i replace what block i - 1 made of its own, and those of the last prompted block
+    flow on. Where the outputs at the prompts' places are not read (they are replaced, or the last block has been
+    reached and `keep` ends before them) the prompts take part as keys and values only.
 
     Args:
         blocks: open_clip residual blocks.
         x: tokens (B, L, W).
-        mask: additive attention mask (L, L), or None.
-        deep: vectors (n, W) or (B, n, W) that overwrite `slots` before block 1, 2, ... ; later blocks let
-            them flow.
-        slots: the n token rows that deep vectors overwrite.
+        mask: additive attention mask, over the prompts too, or None.
+        prompts: vectors (n, W) or (B, n, W) behind x at the input of block 0, 1, ...
         keep: rows to compute in the last block, for towers that pool one token; the result has only these
             rows.
         seams: the adapter's changes inside attention.
 
     Raises:
-        BackboneError: more deep vectors than blocks behind the first.
+        BackboneError: more prompts than blocks, or prompts of several lengths.
     """
-    if len(deep) > len(blocks) - 1:
+    if len(prompts) > len(blocks):
         raise BackboneError(
-            f"Prompts were given for {len(deep) + 1} layers, but the tower has {len(blocks)}: lower the "
+            f"Prompts were given for {len(prompts)} layers, but the tower has {len(blocks)}: lower the "
             "prompt depth."
         )
+    _check_lengths(prompts)
+    places, last = x.shape[1], len(blocks) - 1
     for layer, block in enumerate(blocks):
-        if 0 < layer <= len(deep) and slots is not None:
-            x = overwrite(x, deep[layer - 1], slots)
-        rows = keep if layer == len(blocks) - 1 else None
+        seen, rows = None, keep if layer == last else None
+        if layer < len(prompts):
+            own = prompts[layer].to(x.dtype)
+            own = own if own.ndim == 3 else own[None]
+            if layer + 1 < len(prompts) or (rows is not None and rows.indices(places)[1] == rows.stop):
+                seen = own
+            else:
+                x = torch.cat([x, own.expand(len(x), -1, -1)], 1)
         x = residual(
             block,
             x,
-            lambda h, block=block, layer=layer, rows=rows: self_attention(  # type: ignore[misc]
-                block.attn, h, layer, seams=seams, bias=mask, keep=rows
+            lambda h, block=block, layer=layer, rows=rows, seen=seen: self_attention(  # type: ignore[misc]
+                block.attn,
+                h,
+                layer,
+                seams=seams,
+                bias=mask,
+                keep=rows,
+                seen=None if seen is None else block.ln_1(seen),
             ),
             None if rows is None else x[:, rows],
         )
     return x
+
+
+def _check_lengths(prompts: Sequence[Tensor]) -> None:
+    lengths = {vectors.shape[-2] for vectors in prompts}
+    if len(lengths) > 1:
+        raise BackboneError(
+            f"The prompts of several layers have {', '.join(map(str, sorted(lengths)))} tokens: all need the same "
+            "number."
+        )
 
 
 def overwrite(x: Tensor, vectors: Tensor, slots: slice) -> Tensor:
@@ -269,15 +314,11 @@ def image_features(
     if problem is not None:
         raise BackboneError(problem)
     x = visual._embeds(images.to(backbone.device, backbone.dtype))
-    places = x.shape[1]
-    slots = None
     if prompts:
-        first = prompts[0].to(x.dtype).expand(x.shape[0], -1, -1)
-        x = torch.cat([x, visual.ln_pre(first)], 1)
-        slots = slice(places, x.shape[1])
+        prompts = [visual.ln_pre(prompts[0].to(x.dtype)), *prompts[1:]]
     # Only the pooled tokens' outputs are read, so the last block computes nothing else.
-    keep = slice(0, 1) if visual.pool_type == "tok" else slice(0, places)
-    x = run(visual.transformer.resblocks, x, deep=prompts[1:], slots=slots, keep=keep, seams=seams)
+    keep = slice(0, 1) if visual.pool_type == "tok" else slice(0, x.shape[1])
+    x = run(visual.transformer.resblocks, x, prompts=prompts, keep=keep, seams=seams)
     pooled: Tensor = visual._pool(x)[0]
     return pooled if visual.proj is None else torch.matmul(pooled, visual.proj)
 

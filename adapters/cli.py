@@ -71,6 +71,7 @@ def _options(
 def fit(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Train and evaluate a recipe; write a run folder."""
     loaded = _module("recipe").load(recipe, overrides or [])
+    _module("show").said.clear()
     if len(loaded) == 1:
         _module("runner").fit(loaded[0])
     else:
@@ -81,13 +82,16 @@ def fit(recipe: RecipeName, overrides: Overrides = None) -> None:
 def resume(run: RunName, runs: RunsDir = RUNS) -> None:
     """Continue an interrupted run."""
     folder = _module("runs").resolve_run(run, runs, "unfinished")
+    _module("show").said.clear()
     _module("runner").resume(_module("runs").mark_current(folder))
 
 
 @app.command(rich_help_panel="Train")
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Do everything up to the first training step: files, classes, backbone, memory."""
-    for one in _module("recipe").load(recipe, overrides or []):
+    loaded = _module("recipe").load(recipe, overrides or [])
+    _module("show").said.clear()
+    for one in loaded:
         _module("runner").check(one)
 
 

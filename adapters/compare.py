@@ -33,6 +33,7 @@ COLUMNS: dict[str, tuple[str, str | None, str]] = {
     "joint_f1": ("Joint macro F1", "joint", "macro_f1"),
 }
 _WIDE = ("joint_balanced", "joint_f1")  # in the files only: a terminal has 80 columns
+MEANS = {"other": "Others", "shift": "Shifts"}  # kind of further data -> heading of the mean over its data sets
 Groups = dict[tuple[str, ...], dict[Any, Mapping[str, Any]]]
 _GROUP = ("recipe", "method", "backbone", "protocol", "shots", "variant")
 
@@ -162,7 +163,7 @@ def table(rows: Sequence[Row], title: str = "") -> Table:
         result.add_column(name, overflow="fold", min_width=min(longest, 14))
     result.add_column("n", justify="right")
     for column in columns:
-        result.add_column(COLUMNS[column][0], justify="right", no_wrap=True)
+        result.add_column(heading(column), justify="right", no_wrap=True)
     for row in rows:
         cells = [Text(row.group[name]) for name in labels] + [Text(str(len(row.seeds)))]
         result.add_row(*cells, *(Text(row.show(column) or "–") for column in columns))
@@ -221,7 +222,7 @@ def write(rows: Sequence[Row], notes: Sequence[str], out: Path) -> list[Path]:
 def markdown(rows: Sequence[Row]) -> str:
     """The table in Markdown, with each seed's numbers below."""
     labels, columns = _labels(rows), _columns(rows)
-    lines = ["| " + " | ".join([*labels, "n", *(COLUMNS[c][0] for c in columns)]) + " |"]
+    lines = ["| " + " | ".join([*labels, "n", *(_escape(heading(c)) for c in columns)]) + " |"]
     lines.append("|" + " --- |" * len(labels) + " ---: |" * (1 + len(columns)))
     for row in rows:
         cells = [_escape(row.group[name]) for name in labels] + [str(len(row.seeds))]
@@ -259,7 +260,7 @@ def each_seed(rows: Sequence[Row]) -> list[str]:
         numbers = zip(row.seeds, row.values[column], strict=False)
         name = " ".join(row.group[key] for key in _labels(rows) if row.group[key]) or row.group["method"]
         shown = ", ".join(f"seed {seed}: {100 * number:.1f}" for seed, number in numbers)
-        lines.append(f"{name}, {COLUMNS[column][0]}: {shown}")
+        lines.append(f"{name}, {heading(column)}: {shown}")
     return lines
 
 
@@ -305,7 +306,29 @@ def _row(key: tuple[str, ...], seeds: Mapping[Any, Mapping[str, Any]], source: s
                 number = (results.get(space) or {}).get(metric)
             if isinstance(number, int | float):
                 row.values.setdefault(column, []).append(float(number))
+        for column, number in _elsewhere(results).items():
+            row.values.setdefault(column, []).append(number)
     return row
+
+
+def _elsewhere(results: Mapping[str, Any]) -> dict[str, float]:
+    """Accuracies on further data ("other:NAME", "shift:NAME"), and their means where there are several of a kind."""
+    found: dict[str, float] = {}
+    for kind in MEANS:
+        own = {s: v.get("accuracy") for s, v in results.items() if s.startswith(f"{kind}:")}
+        numbers = {space: float(a) for space, a in own.items() if isinstance(a, int | float)}
+        found |= numbers
+        if len(numbers) > 1:
+            found[f"{kind}_mean"] = statistics.fmean(numbers.values())
+    return found
+
+
+def heading(column: str) -> str:
+    """Heading of a column: a word of `COLUMNS`, the name of further data, or that of a mean over these."""
+    if column in COLUMNS:
+        return COLUMNS[column][0]
+    kind = column.removesuffix("_mean")
+    return MEANS[kind] if kind in MEANS else column.partition(":")[2]
 
 
 def _zero_shot(groups: Groups) -> list[Row]:
@@ -344,7 +367,10 @@ def _labels(rows: Sequence[Row]) -> list[str]:
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:
-    return [column for column in COLUMNS if any(row.values.get(column) for row in rows)]
+    own = [column for column in COLUMNS if any(row.values.get(column) for row in rows)]
+    elsewhere = list(dict.fromkeys(c for row in rows for c in row.values if c not in COLUMNS))
+    ordered = [c for kind in MEANS for c in (*(x for x in elsewhere if x.startswith(f"{kind}:")), f"{kind}_mean")]
+    return own + [c for c in ordered if c in elsewhere]
 
 
 def _escape(text: str) -> str:

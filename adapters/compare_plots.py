@@ -69,7 +69,7 @@ def page(
     picture: bytes | None,
 ) -> str:
     """Return the comparison as one HTML page without outside references."""
-    from .compare import COLUMNS, each_seed
+    from .compare import each_seed, heading
 
     best = {c: max((row.mean(c) or 0.0 for row in rows), default=0.0) for c in columns}
     body = [
@@ -81,7 +81,7 @@ def page(
         for row in rows
     ]
     return environment().get_template("compare.html.jinja").render(
-        labels=labels, headings=[COLUMNS[c][0] for c in columns], rows=body, seeds=each_seed(rows), notes=notes,
+        labels=labels, headings=[heading(c) for c in columns], rows=body, seeds=each_seed(rows), notes=notes,
         picture=base64.b64encode(picture).decode() if picture else None,
     )  # fmt: skip
 

@@ -10,11 +10,31 @@ from typing import Any
 
 from . import artifact, files
 from .callbacks.base_to_new import label_spaces, measure
+from .callbacks.cross_dataset import OTHER, measure_targets
+from .callbacks.shift import SHIFT
 from .errors import RunError
 from .features import CachedFeatures
 from .recipe import Recipe
 from .session import choose_classes, load_data
-from .show import console, percent
+from .show import MEANS, console, percent
+from .transfer import facts, load_targets, ready
+
+CHANGEABLE = ("data", "classes", "protocol", "evaluate", "seed")
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse what a trained adapter cannot be given any more: another method, backbone or training.
+
+    Raises:
+        RunError: names the key.
+    """
+    for word in overrides:
+        key = word.partition("=")[0]
+        if key.partition(".")[0] not in CHANGEABLE:
+            raise RunError(
+                f"{key} cannot be changed in an evaluation: the adapter is trained. Start a new run with `limpet fit`, "
+                f"or change one of {', '.join(CHANGEABLE)}."
+            )
 
 
 def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -25,6 +45,7 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     Raises:
         RunError: the run has no artefact.
     """
+    check_overrides(overrides)
     recipe = Recipe.from_run(run_dir, overrides)
     folder = run_dir / "adapter"
     if not folder.is_dir():
@@ -34,10 +55,13 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     classes = choose_classes(recipe, data)
     data = data.restrict(classes.names)
     data.set_transforms(adapter.backbone.transform(), adapter.backbone.transform())
-    if adapter.needs(adapter.config, adapter.backbone.spec) == "features":
+    features = adapter.needs(adapter.config, adapter.backbone.spec) == "features"
+    if features:
         data = CachedFeatures(data, adapter.backbone, recipe.data.augment, recipe.seed, views=0)
     spaces = measure(adapter, data, label_spaces(classes, recipe.protocol))
-    result = {
+    targets = ready(load_targets(recipe, adapter.classes), adapter.backbone, features, recipe.seed)
+    spaces.add(measure_targets(adapter, targets))
+    result: dict[str, Any] = {
         "run": run_dir.name,
         "overrides": list(overrides),
         "split_hash": data.manifest()["hash"],
@@ -46,6 +70,8 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         "unanswered": spaces.unanswered,
         "unreadable": sorted(data.unreadable),
     }
+    if targets:
+        result |= {"transfer": facts(targets), "other_mean": spaces.mean(OTHER), "shift_mean": spaces.mean(SHIFT)}
     digest = hashlib.sha256(json.dumps(list(overrides)).encode()).hexdigest()[:8]
     path = run_dir / f"evaluation-{digest}.json"
     files.write_json(path, result)
@@ -56,6 +82,9 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         )
     if result["harmonic_mean"] is not None:
         console.print(f"harmonic mean: [bold]{percent(result['harmonic_mean'])} %[/bold]")
+    for key, title in MEANS.items():
+        if result.get(key) is not None:
+            console.print(f"{title}: [bold]{percent(result[key])} %[/bold]")
     for space, reason in spaces.unanswered.items():
         console.print(f"[yellow]{space}[/yellow]: {reason}")
     console.print(f"written to {path}")

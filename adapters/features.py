@@ -266,7 +266,7 @@ class CachedFeatures:
             yield batch
 
     def _in_order(self, split: str, batch_size: int | None) -> DataLoader[Any]:
-        size = batch_size or max(int(getattr(self.config, "batch_size", 32)), 256)
+        size = batch_size or getattr(self.datamodule, "evaluation_batch", None) or 256
         order = InOrder(len(self.kept(split)), size)
         return DataLoader(FeatureBatches(self, split, 0), batch_size=None, sampler=order, collate_fn=as_it_is)
 

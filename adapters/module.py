@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .adapter import Adapter, Batch
+from .errors import LimpetError, RunError
 from .optim import build_optimiser, build_schedule
 from .recipe import OptimConfig
 
@@ -43,7 +44,7 @@ class AdaptationModule(lightning.LightningModule):
         torch.manual_seed((self.seed * 1_000_003 + self.global_step) % 2**63)
         loss = self.adapter.loss(batch)
         if not torch.isfinite(loss):
-            raise FloatingPointError(
+            raise RunError(
                 f"The loss became {loss.item()} at step {self.global_step}: lower optim.lr, or use trainer.precision=32-true."
             )
         self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["path"]))
@@ -53,7 +54,7 @@ class AdaptationModule(lightning.LightningModule):
         wanted = self.adapter.batch_keys(self.adapter.config, self.adapter.backbone.spec)
         missing = [key for key in wanted if key not in batch]
         if missing:
-            raise KeyError(f"'{self.adapter.name}' needs '{missing[0]}' in every batch; the data give: {', '.join(batch)}.")
+            raise LimpetError(f"'{self.adapter.name}' needs '{missing[0]}' in every batch; the data give: {', '.join(batch)}.")
         self._checked = True
 
     def on_train_epoch_end(self) -> None:

@@ -109,7 +109,9 @@ def _attention(attention: Any, h: Tensor, layout: Layout) -> Tensor:
     (qp, q), (kp, k), (vp, v) = (
         (t[:, :start].transpose(1, 2), t[:, start:]) for t in project_qkv(attention, h)
     )
-    out = [F.scaled_dot_product_attention(qp, kp, vp, is_causal=True).transpose(1, 2)]
+    out = []
+    if start:
+        out.append(F.scaled_dot_product_attention(qp, kp, vp, is_causal=True).transpose(1, 2))
     q = q * q.shape[-1] ** -0.5
     to_start = q.transpose(1, 2) @ kp.transpose(
         -1, -2
@@ -147,7 +149,7 @@ def _last_attention(attention: Any, h: Tensor, layout: Layout) -> Tensor:
 
 def _bucket(rows: Tensor, count: int) -> Tensor:
     """Split packed rows (G, count * n, ...) of `count` equally long rests into (G, count, n, ...)."""
-    return rows.reshape(rows.shape[0], count, -1, *rows.shape[2:])
+    return rows.reshape(rows.shape[0], count, rows.shape[1] // count, *rows.shape[2:])
 
 
 def _mix(shared: Tensor, own: Tensor, shared_values: Tensor, own_values: Tensor) -> Tensor:
@@ -163,6 +165,8 @@ def _mix(shared: Tensor, own: Tensor, shared_values: Tensor, own_values: Tensor)
         (G, count * n, H, d).
     """
     weights = torch.cat([shared, own], -1).softmax(-1).to(own_values.dtype)
+    if shared.shape[-1] == 0:
+        return torch.matmul(weights, own_values).transpose(2, 3).flatten(1, 2)
     to_start, to_own = weights.tensor_split([shared.shape[-1]], -1)
     mixed = to_start.transpose(1, 2).flatten(2, 3) @ shared_values
     return torch.matmul(to_own, own_values).transpose(2, 3).flatten(1, 2) + mixed.transpose(1, 2)

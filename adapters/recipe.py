@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 from .compose import Composed, compose, find_recipe, packaged_folder, packaged_names
 from .emit import escape, lines, written
 from .errors import RecipeError, RunError, nearest
+from .further_data import read, take_out
 from .nodes import Items, Node, Scalar, Section, describe, plain_data
 from .sections import (
+    LOGGERS,
     PROTOCOLS,
     BackboneConfig,
     ClassesConfig,
@@ -73,7 +75,7 @@ class Recipe:
     Attributes:
         name: The recipe's name; run folders are `<run.dir>/<name>/<nnn>`.
         seed: Of sampling, initialisation, shuffling and augmentation.
-        protocol: "all" or "base_to_new".
+        protocol: "all", "base_to_new" or "cross_dataset".
         method: `name`, and the method's own keys as written (`method_config` checks them).
         data: The dataclass of the data module that `data.name` names.
         origins: Dotted key -> "file:line" or "command line"; keys left at their default are absent.
@@ -107,6 +109,12 @@ class Recipe:
             RecipeError: with file and line, for keys it does not have and values of another type.
         """
         items = {k: v for k, v in self.method_written.items.items() if k != "name"}
+        if "interpolate" in items and "interpolate" not in {f.name for f in dataclasses.fields(cls)}:  # type: ignore[arg-type]
+            origin = self.method_written.keys.get("interpolate", self.method_written.origin)
+            raise RecipeError(
+                f"{origin}: method.interpolate mixes trained towers with the frozen ones (WiSE-FT), and "
+                f"'{self.method['name']}' trains no tower. Remove it, or use method=lora or method=fine_tune."
+            )
         section = Section(items, self.method_written.origin, self.method_written.keys)
         around = {key: value for key, value in self.to_dict().items() if key not in ("method", "classes")}
         return build(cls, section, "method", _escaped(around))
@@ -186,7 +194,8 @@ def _check(composed: Composed) -> Recipe:
         raise RecipeError(f"{method.origin}: 'method' is a section of keys.")
     _check_method_name(method, tree)
     scalars: dict[str, Node] = {k: v for k, v in method.items.items() if isinstance(v, Scalar)}
-    items = {**tree.items, "method": Section(scalars, method.origin, method.keys)}
+    plain, further = take_out(tree)
+    items = {**plain.items, "method": Section(scalars, method.origin, method.keys)}
     root = dataclasses.make_dataclass("Root", _root_fields(schema))
     filled: Any = build(root, Section(items, tree.origin, tree.keys))
     values = {key: getattr(filled, key) for key in _ORDER}
@@ -202,6 +211,7 @@ def _check(composed: Composed) -> Recipe:
         origins["run.name"] = "name of the file"
     _check_run_name(filled.run.name, origins.get("run.name", tree.origin))
     _check_values(filled, tree, origins)
+    _read_further(filled, further, tree, origins)
     return Recipe(
         name=filled.run.name,
         **values,
@@ -211,6 +221,24 @@ def _check(composed: Composed) -> Recipe:
         cell=composed.cell,
         method_written=method,
     )
+
+
+def _read_further(
+    filled: Any, further: Mapping[str, Section], tree: Section, origins: Mapping[str, str]
+) -> None:
+    """Fill `evaluate.others` and `evaluate.shift`; a cross-dataset run needs one of the former."""
+    data = tree.items["data"]
+    assert isinstance(data, Section)
+    schemas: dict[str, type] = importlib.import_module(".datamodules.configs", __package__).SCHEMAS
+    around = {k: getattr(filled, k) for k in ("seed", "backbone", "data", "trainer", "run")}
+    around = {k: v if isinstance(v, int) else dataclasses.asdict(v) for k, v in around.items()}
+    for kind, entries in further.items():
+        setattr(filled.evaluate, kind, read(kind, entries, data, schemas, _escaped(around)))
+    if filled.protocol == "cross_dataset" and not filled.evaluate.others:
+        raise RecipeError(
+            f"{origins.get('protocol', tree.origin)}: protocol cross_dataset trains on all classes and tests on other "
+            "data sets, and evaluate.others names none. Name one: evaluate.others.birds.root=PATH_TO_BIRDS"
+        )
 
 
 def _root_fields(schema: type) -> list[tuple[str, Any, Any]]:
@@ -303,6 +331,14 @@ def _check_values(filled: Any, tree: Section, origins: Mapping[str, str]) -> Non
                 f"{place}: data.{key} is '{word}', not one of {', '.join(known)}.{nearest(word, known)}"
             )
     _check_pairs(filled, origins)
+    if not filled.optim.lr:
+        raise RecipeError(f"{origins['optim.lr']}: optim.lr is 0: nothing would be learned.")
+    for word in filled.trainer.loggers:
+        if word not in LOGGERS:
+            place = origins.get("trainer.loggers", "default")
+            raise RecipeError(
+                f"{place}: trainer.loggers names '{word}', not one of {', '.join(LOGGERS)}.{nearest(word, LOGGERS)}"
+            )
     shots = getattr(filled.data, "shots", "all")
     if shots != "all" and (isinstance(shots, bool) or not isinstance(shots, int) or shots < 1):
         raise RecipeError(

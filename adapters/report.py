@@ -20,6 +20,7 @@ SPACES = {
     "new": ("New classes", "classes it never saw in training; only they are possible answers"),
     "joint": ("Base and new together", "every class is a possible answer"),
 }
+_ELSEWHERE = {"other": "Other data: ", "shift": "Same classes, other images: "}
 _BARS, _MATRIX, _MISTAKES, _PAIRS = 60, 40, 12, 12
 _TABLE = (
     ("accuracy", "Accuracy"),
@@ -136,6 +137,12 @@ def _headline(metrics: Mapping[str, Any], wrong: Sequence[Row], shown: Sequence[
     return cards
 
 
+def _title(space: str) -> str:
+    """Name of a label space: one of the protocol's, or further data ("other:NAME", "shift:NAME")."""
+    kind, _, name = space.partition(":")
+    return _ELSEWHERE[kind] + name if kind in _ELSEWHERE else SPACES.get(space, (space, ""))[0]
+
+
 def _columns(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     top = sorted({key for values in metrics["results"].values() for key in values if key.startswith("top")})
     return [*_TABLE, *((key, f"Among best {key[3:]}") for key in top)]
@@ -156,7 +163,7 @@ def _table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
                     for k, _ in _columns(metrics)
                 ]
                 rows.append({
-                    "space": SPACES.get(space, (space, ""))[0], "who": who, "cells": cells,
+                    "space": _title(space), "who": who, "cells": cells,
                     "images": numbers.get("images", ""), "classes": numbers.get("classes", ""),
                     "own": who != "without training",
                 })  # fmt: skip
@@ -187,7 +194,7 @@ def _bars(rows: Sequence[Row], metrics: Mapping[str, Any]) -> list[dict[str, Any
             for row in counted[:_BARS]
         ]
         groups.append({
-            "name": SPACES.get(space, (space, ""))[0], "bars": bars, "more": max(0, len(counted) - _BARS),
+            "name": _title(space), "bars": bars, "more": max(0, len(counted) - _BARS),
             "empty": [row["text"] or row["class"] for row in members if not row["accuracy"]][:20],
         })  # fmt: skip
     return groups

@@ -14,21 +14,26 @@ from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
-from lightning.pytorch.loggers import CSVLogger
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from . import __version__, artifact, files, report, show
 from .callbacks.base_to_new import Spaces, label_spaces, measure
 from .callbacks.checkpoint import KeepBest, ResumeCheckpoint
+from .callbacks.cross_dataset import OTHER, Target, measure_targets
 from .callbacks.progress import TrainingProgress
 from .callbacks.provenance import environment
-from .errors import LimpetError, RunError
+from .callbacks.shift import SHIFT
+from .errors import LimpetError, RecipeError, RunError
 from .features import CachedFeatures
+from .interpolation import post_step
 from .methods.zero_shot import Config as ZeroShotConfig
 from .methods.zero_shot import ZeroShot
 from .module import AdaptationModule
 from .recipe import Recipe
 from .runs import new_run_dir
 from .session import Session, prepare, seed_everything
+from .transfer import facts, ready
 
 if TYPE_CHECKING:
     from .adapter import Batch
@@ -43,8 +48,10 @@ def user_errors() -> tuple[type[Exception], ...]:
 
 
 def check(recipe: Recipe) -> None:
-    """Everything up to the first step, then the plan on the screen."""
-    show.plan(prepare(recipe))
+    """Everything up to the first step, then the plan and the memory it takes on the screen."""
+    session = prepare(recipe)
+    show.plan(session)
+    show.checked(session)
 
 
 def fit(recipe: Recipe, run_dir: Path | None = None) -> Path:
@@ -93,10 +100,15 @@ def execute(session: Session, run_dir: Path) -> Path:
     spaces = measure(session.adapter, data, label_spaces(session.classes, recipe.protocol))
     reference = ZeroShot(ZeroShotConfig()).setup(session.backbone, session.classes)
     zero_shot = measure(reference, data, label_spaces(session.classes, recipe.protocol))
+    targets = ready(session.targets, session.backbone, session.needs == "features", recipe.seed)
+    spaces.add(measure_targets(session.adapter, targets))
+    zero_shot.add(measure_targets(reference, targets))
     seconds["evaluate"] = time.monotonic() - started - sum(seconds.values())
     metrics = metrics_of(session, data, manifest, spaces, zero_shot)
+    if targets:
+        metrics |= transfer_metrics(targets, spaces, zero_shot)
     artifact.save(session.adapter, run_dir, {"metrics": metrics, "split_hash": manifest["hash"], "recipe": recipe.name})
-    files.write_csv(run_dir / "per_class.csv", per_class_rows(session, spaces, zero_shot))
+    files.write_csv(run_dir / "per_class.csv", per_class_rows(spaces, zero_shot))
     files.write_csv(run_dir / "predictions.csv", [{"space": s, **row} for s, o in spaces.outcomes.items() for row in o.predictions()])
     env["seconds"] = {k: round(v, 3) for k, v in seconds.items()}
     files.write_json(run_dir / "env.json", env)
@@ -145,15 +157,16 @@ def train(session: Session, data: Any, run_dir: Path) -> None:
     else:
         adapter.fit_closed_form(training.train_dataloader())
     held_out = list(batches_on(training.val_dataloader(), session.backbone.device))
+    if recipe.evaluate.select == "test_as_published":
+        adapter.notes.append("Chosen on the test images, as published: the figures are optimistic.")
+        held_out = list(batches_on(training.test_dataloader(), session.backbone.device))
     if session.trainable and recipe.trainer.epochs > 0 and recipe.trainer.max_steps != 0:
         images = session.data.restrict(session.training_classes.names)
         loader = images.train_dataloader() if fresh_augmentation(session) else training.train_dataloader()
         gradient_training(session, loader, held_out, run_dir)
-    if recipe.evaluate.select == "test_as_published":
-        session.notes.append("Hyper-parameters were chosen on the test images, as published: the figures are optimistic.")
-        held_out = list(batches_on(training.test_dataloader(), session.backbone.device))
     adapter.eval()
     adapter.select(held_out)
+    post_step(adapter, held_out)
 
 
 def batches_on(loader: Iterable[Batch], device: torch.device) -> Iterable[Batch]:
@@ -166,22 +179,23 @@ def gradient_training(session: Session, loader: Any, held_out: Sequence[Batch], 
     """Train with Lightning, from the checkpoint of an interrupted run where there is one."""
     recipe = session.recipe
     module = AdaptationModule(session.adapter, recipe.optim, recipe.seed)
-    best = KeepBest(held_out) if recipe.evaluate.select == "val" and held_out else None
+    best = KeepBest(held_out) if recipe.evaluate.select != "last" and held_out else None
     checkpoint = ResumeCheckpoint(run_dir / CHECKPOINT, every=max(1, recipe.trainer.epochs // 50))
     callbacks: list[Any] = [TrainingProgress(show.console), *([best] if best else []), checkpoint]
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
-        trainer = lightning.Trainer(
+        trainer = make_trainer(
+            recipe,
             max_epochs=recipe.trainer.epochs,
             max_steps=recipe.trainer.max_steps,
             accelerator=recipe.trainer.accelerator,
             devices=recipe.trainer.devices,
             strategy=recipe.trainer.strategy,
-            precision=recipe.trainer.precision,  # type: ignore[arg-type]
+            precision=recipe.trainer.precision,
             gradient_clip_val=recipe.trainer.gradient_clip,
             log_every_n_steps=recipe.trainer.log_every,
-            logger=CSVLogger(run_dir, name=None, version="log"),
+            logger=loggers(recipe, run_dir),
             callbacks=callbacks,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -196,6 +210,36 @@ def gradient_training(session: Session, loader: Any, held_out: Sequence[Batch], 
     session.adapter.to(session.backbone.device)  # Lightning takes the module back to the CPU
     if best:
         best.restore(module)
+
+
+def make_trainer(recipe: Recipe, **settings: Any) -> lightning.Trainer:
+    """A Trainer with the recipe's settings.
+
+    Raises:
+        RecipeError: Lightning refuses them.
+    """
+    try:
+        return lightning.Trainer(**settings)
+    except (ValueError, TypeError, MisconfigurationException) as error:
+        section = recipe.trainer
+        raise RecipeError(
+            f"Lightning refuses trainer.accelerator={section.accelerator}, trainer.devices={section.devices}, "
+            f"trainer.strategy={section.strategy}, trainer.precision={section.precision}: "
+            f"{' '.join(str(error).split()).partition('. ')[0].rstrip('.')}."
+        ) from error
+
+
+def loggers(recipe: Recipe, run_dir: Path) -> list[Any]:
+    """The loggers of `trainer.loggers`; they write into the run folder's log/.
+
+    Raises:
+        RecipeError: a logger's package is not installed.
+    """
+    kinds: dict[str, Any] = {"csv": CSVLogger, "tensorboard": TensorBoardLogger}
+    try:
+        return [kinds[word](run_dir, name=None, version="log") for word in recipe.trainer.loggers]
+    except ModuleNotFoundError:
+        raise RecipeError("trainer.loggers names tensorboard, which is not installed: pip install tensorboard") from None
 
 
 def metrics_of(session: Session, data: Any, manifest: dict[str, Any], spaces: Spaces, zero_shot: Spaces) -> dict[str, Any]:
@@ -233,7 +277,20 @@ def metrics_of(session: Session, data: Any, manifest: dict[str, Any], spaces: Sp
     return metrics
 
 
-def per_class_rows(session: Session, spaces: Spaces, zero_shot: Spaces) -> list[dict[str, Any]]:
+def transfer_metrics(targets: Sequence[Target], spaces: Spaces, zero_shot: Spaces) -> dict[str, Any]:
+    """What metrics.json says of further data besides their results: facts, and means over data sets (source excluded)."""
+    found: dict[str, Any] = {"transfer": facts(targets)}
+    for kind, prefix in (("other", OTHER), ("shift", SHIFT)):
+        if any(target.space.startswith(prefix) for target in targets):
+            found[f"{kind}_mean"] = spaces.mean(prefix)
+            found[f"zero_shot_{kind}_mean"] = zero_shot.mean(prefix)
+    unreadable = sum(len(target.data.unreadable) for target in targets)
+    if unreadable:
+        found["unreadable_elsewhere"] = unreadable
+    return found
+
+
+def per_class_rows(spaces: Spaces, zero_shot: Spaces) -> list[dict[str, Any]]:
     """Rows of per_class.csv."""
     rows = []
     for space, outcome in spaces.outcomes.items():
@@ -243,7 +300,7 @@ def per_class_rows(session: Session, spaces: Spaces, zero_shot: Spaces) -> list[
                 {
                     "space": space,
                     "class": name,
-                    "text": session.classes.text(name),
+                    "text": outcome.classes.text(name),
                     "images": images,
                     "accuracy": accuracy,
                     "zero_shot_accuracy": reference[name],

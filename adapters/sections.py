@@ -8,8 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-PROTOCOLS = ("all", "base_to_new")
+PROTOCOLS = ("all", "base_to_new", "cross_dataset")
 PRECISIONS = ("fp32", "bf16", "fp16")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+TRAINING_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+LOGGERS = ("csv", "tensorboard")
 
 
 def choice(default: str | None, *choices: str) -> Any:
@@ -68,22 +71,45 @@ class TrainerConfig:
 
     epochs: int = number(50, 0)
     max_steps: int = number(-1, -1)  # -1: no limit
-    accelerator: str = "auto"
+    accelerator: str = choice("auto", *ACCELERATORS)
     devices: int = number(1, 1)
     strategy: str = "auto"
-    precision: str = "32-true"
+    precision: str = choice("32-true", *TRAINING_PRECISIONS)
     gradient_clip: float | None = number(None, 0)
     log_every: int = number(10, 1)  # steps
-    loggers: list[str] = field(default_factory=list)
+    loggers: list[str] = field(default_factory=list)  # csv, tensorboard: into the run folder's log/
     threads: int | None = number(None, 1)  # None: PyTorch's own choice
 
 
 @dataclass
 class EvaluateConfig:
-    """Which weights are evaluated, and how many images at a time."""
+    """Which weights are evaluated, how many images at a time, and on which further data.
+
+    Attributes:
+        select: weights of the last epoch, of the best one on val, or of the best one on the test set.
+        batch_size: images at a time.
+        others: name -> data section of another data set, with `OtherImages` beside its keys.
+        shift: name -> data section of other images of the trained classes, with `ShiftedImages` beside its keys.
+    """
 
     select: str = choice("last", "last", "val", "test_as_published")
     batch_size: int = number(256, 1)
+    others: dict[str, Any] = field(default_factory=dict)
+    shift: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class OtherImages:
+    """What an entry of `evaluate.others` holds besides the keys of a data section."""
+
+    images: str = choice("test", "test", "all")  # the test split, or every image of the data
+
+
+@dataclass
+class ShiftedImages(OtherImages):
+    """What an entry of `evaluate.shift` holds besides the keys of a data section."""
+
+    candidates: str = choice("named", "named", "all")  # trained classes that the data name, or all trained ones
 
 
 @dataclass

@@ -15,11 +15,12 @@ from .backbone import FrozenClip, describe
 from .backbone_spec import BackboneSpec
 from .classes import ClassSet
 from .errors import RecipeError, nearest
+from .sections import PROTOCOLS
+from .transfer import load_targets
 
 if TYPE_CHECKING:
+    from .callbacks.cross_dataset import Target
     from .recipe import Recipe
-
-PROTOCOLS = ("all", "base_to_new")
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Session:
         backbone: the frozen CLIP.
         adapter: the adapter, set up for `training_classes`, untrained.
         notes: sentences about the data and the classes, for the plan and the results.
+        targets: further data to be measured on after training.
     """
 
     recipe: Recipe
@@ -43,6 +45,7 @@ class Session:
     backbone: FrozenClip
     adapter: Adapter
     notes: list[str] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
 
     @property
     def needs(self) -> str:
@@ -88,27 +91,70 @@ def prepare(recipe: Recipe) -> Session:
     reason = method.supports(config, spec)
     if reason:
         raise RecipeError(reason)
+    check_device(recipe)
     seed_everything(recipe.seed)
     data = load_data(recipe)
     classes = choose_classes(recipe, data)
     if tuple(data.class_names) != classes.names:
         data = data.restrict(classes.names)
+    data.evaluation_batch = recipe.evaluate.batch_size
     training = classes.base() if recipe.protocol == "base_to_new" else classes
-    check_samples(method, config, spec, data)
+    check_samples(method, config, spec, data, training)
+    if recipe.protocol == "base_to_new":
+        check_new(data, classes)
+    targets = load_targets(recipe, training)
     backbone = load_backbone(recipe, spec)
     seed_everything(recipe.seed)
     adapter = method(config).setup(backbone, training)
     data.set_transforms(backbone.transform(train=True, augment=recipe.data.augment), backbone.transform())
-    session = Session(recipe, data, classes, training, backbone, adapter)
-    session.notes = [*data.report, *unseen_names(backbone, classes)]
+    session = Session(recipe, data, classes, training, backbone, adapter, targets=targets)
+    check_texts(session)
+    notes = [target.note for target in targets if target.note]
+    session.notes = [*data.report, *unseen_names(backbone, classes), *notes]
+    if len(classes) == 1:
+        session.notes.append(f"'{classes.names[0]}' is the only class: every answer is right, whatever is learned.")
     return session
 
 
-def check_samples(method: type[Adapter], config: Any, spec: BackboneSpec, data: Any) -> None:
+def check_device(recipe: Recipe) -> None:
+    """Refuse an accelerator that this machine does not have."""
+    wanted = recipe.trainer.accelerator
+    if wanted not in ("auto", "cpu") and device_of(wanted).type == "cpu":
+        raise RecipeError(f"trainer.accelerator is '{wanted}', but PyTorch finds none on this machine. Use trainer=cpu.")
+
+
+def check_texts(session: Session) -> None:
+    """Ask for the longest class text once, so that a prompt that does not fit is refused before training."""
+    classes, adapter = session.training_classes, session.adapter
+    if session.trainable:
+        longest = max(classes.names, key=lambda name: len(session.backbone.token_ids(classes.text(name))))
+        adapter.eval()
+        with torch.no_grad(), adapter.answering(classes.only([longest])):
+            adapter.class_weights()
+
+
+def check_new(data: Any, classes: ClassSet) -> None:
+    """Refuse base-to-new without new classes, or without test images on one side."""
+    base, new = classes.base(), classes.new()
+    if not len(new):
+        raise RecipeError(
+            f"protocol base_to_new needs new classes beside the base ones; there are {len(base)} base and no new ones. "
+            "Use protocol=all, or name fewer in classes.base."
+        )
+    tested = {classes.names[sample.label] for sample in data.samples["test"]}
+    for side, part in (("base", base), ("new", new)):
+        if not tested & set(part.names):
+            raise RecipeError(f"None of the {len(part)} {side} classes has a test image; protocol base_to_new compares both.")
+
+
+def check_samples(
+    method: type[Adapter], config: Any, spec: BackboneSpec, data: Any, training: ClassSet
+) -> None:
     """Refuse data with nothing to test on, or nothing to fit a method that learns from images."""
     learns = method.trainable(config, spec) or method.fit_closed_form is not Adapter.fit_closed_form
     where = getattr(data.config, "root", None) or data.config.name
-    if learns and not data.samples["train"]:
+    trained = {data.class_names[sample.label] for sample in data.samples["train"]} & set(training.names)
+    if learns and not trained:
         raise RecipeError(
             f"There are no training images in {where}, and '{method.variant(config)}' learns from some. "
             "Give images of split train, or use method=zero_shot."

@@ -41,6 +41,7 @@ class DataModule(LightningDataModule):
         keys: names in `Sample.extra` that items carry besides path, index, label and image; set it before
             loading.
         progress: called with (what, done, total) while many images are checked, or None.
+        evaluation_batch: images in a batch of val and test; None for `batch_size` of the config.
     """
 
     def __init__(self, config: DataConfig, seed: int) -> None:
@@ -56,6 +57,7 @@ class DataModule(LightningDataModule):
         self.unreadable: list[str] = []
         self.keys: tuple[str, ...] = ()
         self.progress: Callable[[str, int, int], None] | None = None
+        self.evaluation_batch: int | None = None
         self._transforms: dict[str, Transform | None] = {
             "train": None,
             "evaluate": None,
@@ -288,8 +290,8 @@ class DataModule(LightningDataModule):
 
     def val_dataloader(self) -> ImageLoader:
         """Plain validation batches in order."""
-        return self.loader("val")
+        return self.loader("val", batch_size=self.evaluation_batch)
 
     def test_dataloader(self) -> ImageLoader:
         """Plain test batches in order."""
-        return self.loader("test")
+        return self.loader("test", batch_size=self.evaluation_batch)

@@ -14,6 +14,9 @@ import torch
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the features of the tests away from the user's own cache."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)  # the processes share the cores
+        os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["LIMPET_CACHE"] = tempfile.mkdtemp(prefix="limpet-cache-")
 
 
@@ -78,3 +81,28 @@ def random_clip() -> Callable[..., Any]:
 def random_model() -> Callable[..., torch.nn.Module]:
     """Make an open_clip model of random weights."""
     return build
+
+
+def draw_folder(root: Path, species: int = 3, images: int = 10, names: Any = None) -> Path:
+    """Write drawn fish into `root`, a folder for each species (named as `names` says, if given)."""
+    from limpet.datamodules.reef_drawing import draw_scene
+    from limpet.datamodules.reef_species import NAMES
+
+    for number in range(species):
+        folder = root / (names[number] if names else NAMES[number])
+        folder.mkdir(parents=True)
+        for i in range(images):
+            draw_scene(NAMES[number], i, size=64).image.save(folder / f"{i:02d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable[..., Path]:
+    """draw(root, species=3, images=10, names=None): a folder of drawn fish."""
+    return draw_folder
+
+
+@pytest.fixture(scope="session")
+def fish(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four species with ten drawings each; treat it as read-only."""
+    return draw_folder(tmp_path_factory.mktemp("drawn") / "fish", species=4, images=10)

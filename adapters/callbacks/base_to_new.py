@@ -22,7 +22,7 @@ class Spaces:
     """Answers in several label spaces.
 
     Attributes:
-        outcomes: label space ("all", or "base", "new", "joint") -> answers.
+        outcomes: label space ("all", or "base", "new", "joint"; "other:NAME", "shift:NAME") -> answers.
         unanswered: label space -> why the method cannot answer there.
     """
 
@@ -32,6 +32,17 @@ class Spaces:
     def results(self) -> dict[str, dict[str, Any]]:
         """Metrics of each label space."""
         return {space: outcome.metrics() for space, outcome in self.outcomes.items()}
+
+    def add(self, more: Spaces) -> None:
+        """Take over the answers of further label spaces."""
+        self.outcomes.update(more.outcomes)
+        self.unanswered.update(more.unanswered)
+
+    def mean(self, prefix: str) -> float | None:
+        """Mean accuracy over the label spaces that begin with `prefix`; None without any, or where one is unanswered."""
+        accuracies = [o.metrics()["accuracy"] for space, o in self.outcomes.items() if space.startswith(prefix)]
+        missing = any(space.startswith(prefix) for space in self.unanswered)
+        return sum(accuracies) / len(accuracies) if accuracies and not missing else None
 
     def harmonic_mean(self) -> float | None:
         """Harmonic mean of base and new accuracy; None where either is missing."""
@@ -60,7 +71,7 @@ def measure(adapter: Adapter, data: Any, spaces: Mapping[str, ClassSet]) -> Spac
 
 
 def label_spaces(classes: ClassSet, protocol: str) -> dict[str, ClassSet]:
-    """Label spaces of a protocol: "all" -> all classes; "base_to_new" -> base, new, and joint (all)."""
+    """Label spaces of a protocol: "base_to_new" -> base, new, and joint (all); others -> all classes."""
     if protocol == "base_to_new":
         return {"base": classes.base(), "new": classes.new(), "joint": classes}
     return {"all": classes}

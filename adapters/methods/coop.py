@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..adapter import Adapter, NewClass
-from ..errors import NeedsImages, RecipeError
-from ..prompting import POSITIONS, PromptEncoder, init_words, support
+from ..adapter import NewClass
+from ..errors import NeedsImages
+from ..prompt_context import ContextConfig, LearnedContext
 
 if TYPE_CHECKING:
     from ..backbone_spec import BackboneSpec
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Config:
+class Config(ContextConfig):
     """Settings of CoOp; the defaults are the paper's few-shot setting (M=16, random, end, unified).
 
     Attributes:
@@ -31,29 +29,14 @@ class Config:
         class_specific: a context of its own for every class (CSC).
     """
 
-    context_length: int = 16
-    init: str | None = None
-    position: str = "end"
     class_specific: bool = False
 
 
-class CoOp(Adapter):
+class CoOp(LearnedContext):
     """Text features of [SOT][context][class name][.][EOT] with a learnable context; everything else is frozen.
 
     The learnable tensor is `context`: (M, W), or (C, M, W) when class-specific; W is the width of the text tower.
     """
-
-    context: nn.Parameter
-
-    @classmethod
-    def supports(cls, config: Config, spec: BackboneSpec) -> str | None:
-        """Needs a text tower that can be entered with embeddings."""
-        return support(spec)
-
-    @classmethod
-    def trainable(cls, config: Config, spec: BackboneSpec) -> bool:
-        """The context is trained."""
-        return True
 
     @classmethod
     def new_class(cls, config: Config, spec: BackboneSpec) -> NewClass:
@@ -69,39 +52,18 @@ class CoOp(Adapter):
     def _specific(config: Config) -> bool:
         return config.class_specific and not config.init
 
-    def build(self) -> None:
-        """Create the context from words or from N(0, 0.02^2)."""
-        config: Config = self.config
-        if config.position not in POSITIONS:
-            raise RecipeError(f"method.position is '{config.position}'; it must be one of {', '.join(POSITIONS)}.")
-        if config.init:
-            context = init_words(self.backbone, config.init).to(self.dtype)
-        else:
-            if config.context_length < 1:
-                raise RecipeError(f"method.context_length is {config.context_length}; it must be at least 1.")
-            rows = (len(self.classes),) if self._specific(config) else ()
-            context = torch.empty(*rows, config.context_length, self.backbone.spec.text_width, dtype=self.dtype)
-            nn.init.normal_(context, std=0.02)
-        self.context = nn.Parameter(context.detach().clone())
-        self._trained = self.classes.names
+    def initial_context(self) -> Tensor:
+        """One context, or one for every class."""
+        return self.random_context(len(self.classes)) if self._specific(self.config) else super().initial_context()
 
     def compute_class_weights(self) -> Tensor:
         """Text features (C, D) of the learned prompts, unit norm."""
+        if not self._specific(self.config):
+            return super().compute_class_weights()
         context: Tensor = self.context
-        specific = self._specific(self.config)
-        if specific and self.classes.names != self._trained:
+        if self.classes.names != self._trained:
             context = context[[self._trained.index(name) for name in self.classes.names]]
-        return F.normalize(self._encoder()(context, class_specific=specific), dim=-1)
-
-    def _encoder(self) -> PromptEncoder:
-        if "encoder" not in self._derived:
-            texts: Sequence[str] = [self.classes.text(name) for name in self.classes.names]
-            length = self.context.shape[-2]
-            self._derived["encoder"] = PromptEncoder(
-                self.backbone, texts, length, position=self.config.position, memory=self.backbone.text_memory
-            )
-        encoder: PromptEncoder = self._derived["encoder"]
-        return encoder
+        return F.normalize(self.encoder()(context, class_specific=True), dim=-1)
 
     def check_classes(self, classes: ClassSet) -> None:
         """A class-specific context knows only the classes it was trained on."""

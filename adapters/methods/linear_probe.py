@@ -65,7 +65,6 @@ class LinearProbe(Adapter):
         count, width = len(self.classes), self.backbone.embed_dim
         self.register_buffer("weight", torch.zeros(count, width, dtype=self.dtype))
         self.register_buffer("bias", torch.zeros(count, dtype=self.dtype))
-        self._trained = self.classes.names
         self._data: tuple[NDArray[np.float64], NDArray[np.int64]] | None = None
 
     def data_sized(self) -> tuple[str, ...]:

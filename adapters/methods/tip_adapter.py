@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..adapter import Adapter, Batch
+from ..cache_search import search_hits
 from ..errors import LimpetError
 
 if TYPE_CHECKING:
@@ -75,7 +76,6 @@ class TipAdapter(Adapter):
         self.register_buffer("owner", torch.zeros(0, dtype=torch.long))
         self.register_buffer("alpha", torch.tensor(self.config.init_alpha, dtype=self.dtype))
         self.register_buffer("beta", torch.tensor(self.config.init_beta, dtype=self.dtype))
-        self._trained = self.classes.names
 
     def data_sized(self) -> tuple[str, ...]:
         """The cache holds one row a training image."""
@@ -103,14 +103,18 @@ class TipAdapter(Adapter):
     def values(self) -> Tensor:
         """One-hot values L (N, C) over the classes asked about; a key of another class has a row of zeros."""
         if "values" not in self._derived:
-            column = {name: i for i, name in enumerate(self.classes.names)}
-            targets = torch.tensor([column.get(name, -1) for name in self._trained], device=self.owner.device)
-            target = targets[self.owner]
-            values = torch.zeros(len(target), len(column), dtype=self.dtype, device=target.device)
+            target = self.values_of_keys()
+            values = torch.zeros(len(target), len(self.classes), dtype=self.dtype, device=target.device)
             rows = torch.nonzero(target >= 0).flatten()
             values[rows, target[rows]] = 1.0
             self._derived["values"] = values
         return cast(Tensor, self._derived["values"])
+
+    def values_of_keys(self) -> Tensor:
+        """Column (N,) of each key among the classes asked about, -1 for none."""
+        column = {name: i for i, name in enumerate(self.classes.names)}
+        targets = [column.get(name, -1) for name in self._trained]
+        return torch.tensor(targets, dtype=torch.long, device=self.owner.device)[self.owner]
 
     def logits(self, batch: Batch) -> Tensor:
         """Zero-shot plus cache (B, C)."""
@@ -130,16 +134,12 @@ class TipAdapter(Adapter):
     def search_accuracy(self, batches: Sequence[Batch]) -> NDArray[np.float64]:
         """Accuracy in [0, 1] for every pair of the grid: (number of betas, number of alphas)."""
         betas, alphas = self.grid()
+        owner = self.values_of_keys()
         right, total = np.zeros((len(betas), len(alphas))), 0
-        weights = torch.tensor(alphas, dtype=self.dtype, device=self.keys.device)
         for batch in batches:
             features, labels = self.encode_image(batch), batch["label"].to(self.keys.device)
-            distance, zero_shot = 1 - features @ self.keys.T, self.scale * features @ self.class_weights().T
-            values = self.values()
-            for i, beta in enumerate(betas):
-                cache = torch.exp(-beta * distance) @ values
-                scores = zero_shot[None] + weights[:, None, None] * cache[None]
-                right[i] += (scores.argmax(-1) == labels).sum(1).cpu().numpy()
+            zero_shot = self.scale * features @ self.class_weights().T
+            right += search_hits(features, labels, self.keys, owner, zero_shot, betas, alphas).cpu().numpy()
             total += len(labels)
         return right / total
 
@@ -166,3 +166,13 @@ class TipAdapter(Adapter):
         if batches is not None:
             self._append(batches, classes)
             self._derived = {}
+
+    def remove_classes(self, names: Sequence[str]) -> None:
+        """Drop the keys of classes; scores of the others do not change."""
+        rows = [i for i, name in enumerate(self._trained) if name not in set(names)]
+        renumbered = torch.full((len(self._trained),), -1, dtype=torch.long, device=self.owner.device)
+        renumbered[rows] = torch.arange(len(rows), device=self.owner.device)
+        super().remove_classes(names)
+        owner = renumbered[self.owner]
+        self.replace_tensor("keys", self.keys.detach()[owner >= 0])
+        self.owner = owner[owner >= 0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +111,50 @@ def golden_model(golden: Callable[[str], Case]) -> Callable[..., Any]:
         return made[dtype]
 
     return make
+
+
+class Plain:
+    """The formulas of prompt learning written out over open_clip's own modules: 77 tokens, no short cuts."""
+
+    def __init__(self, backbone: Any):
+        self.backbone, self.model = backbone, backbone.model
+
+    def text(self, names: list[str], context: Tensor, phrase: str, deep: Sequence[Tensor] = ()) -> Tensor:
+        """Features (C, D), not normalised, of "PHRASE NAME." whose first words are replaced by the context."""
+        model, n = self.model, len(context)
+        ids = self.backbone.tokenize([f"{phrase} {name.replace('_', ' ')}." for name in names])
+        fixed = model.token_embedding(ids)
+        x = torch.cat([fixed[:, :1], context.expand(len(ids), -1, -1), fixed[:, 1 + n :]], 1)
+        x = x + model.positional_embedding
+        for layer, block in enumerate(model.transformer.resblocks):
+            if 0 < layer <= len(deep):
+                x = torch.cat([x[:, :1], deep[layer - 1].expand(len(ids), -1, -1), x[:, 1 + n :]], 1)
+            x = block(x, attn_mask=model.attn_mask)
+        x = model.ln_final(x)
+        return x[torch.arange(len(ids)), ids.argmax(-1)] @ model.text_projection
+
+    def image(self, images: Tensor, prompts: Sequence[Tensor] = ()) -> Tensor:
+        """Features (B, D), not normalised, with prompts behind the patches of the first layers."""
+        visual = self.model.visual
+        x = visual.conv1(images).flatten(2).transpose(1, 2)
+        start = visual.class_embedding.expand(len(x), 1, -1)
+        x = torch.cat([start, x], 1) + visual.positional_embedding
+        places = x.shape[1]
+        if len(prompts):
+            x = torch.cat([x, prompts[0].expand(len(x), -1, -1)], 1)
+        x = visual.ln_pre(x)
+        for layer, block in enumerate(visual.transformer.resblocks):
+            if 0 < layer < len(prompts):
+                x = torch.cat([x[:, :places], prompts[layer].expand(len(x), -1, -1)], 1)
+            x = block(x)
+        return visual.ln_post(x[:, 0]) @ visual.proj
+
+    def prompts(self, texts: list[str]) -> Tensor:
+        """Features (N, D), not normalised, of whole texts."""
+        return self.model.encode_text(self.backbone.tokenize(texts))
+
+
+@pytest.fixture
+def plain(golden_model: Callable[..., Any]) -> Plain:
+    """The formulas over the golden tiny CLIP in float64."""
+    return Plain(golden_model(torch.float64))

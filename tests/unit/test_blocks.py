@@ -85,21 +85,40 @@ def test_image_prompt_identities(random_clip):
     torch.testing.assert_close(many[1], image_features(clip, images()[1:2], [2 * prompt])[0], **EXACT)
 
 
-def test_last_layer_prompt_outputs_do_not_matter(random_clip):
-    """Noise on what earlier layers compute at overwritten places changes nothing; later it does."""
+def test_only_prompt_outputs_that_matter_are_computed(random_clip):
+    """Outputs at prompt places are replaced before the deepest prompted layer, and not read after the last block."""
+    clip, prompt = random_clip(), draw(2, 32)
+    rows = {1: [19, 19, 19, 1], 2: [17, 19, 19, 1], 4: [17, 17, 17, 1]}
+    for depth, expected in rows.items():
+        seen = []
+
+        def heads(_, out, seen=seen):
+            seen.append(out.shape[2])
+            return out
+
+        prompts = [prompt * (i + 1) for i in range(depth)]
+        plain = image_features(clip, images(), prompts)
+        torch.testing.assert_close(image_features(clip, images(), prompts, seams=Seams(heads=heads)), plain, **EXACT)
+        assert seen == expected
+
+
+def test_prompts_meet_the_other_seams(random_clip):
+    """Queries, keys and values of one's own, and a bias over all places, see the prompts as well."""
     clip, prompts = random_clip(), [draw(2, 32), draw(2, 32) * 2]
 
-    def noisy(layer):
-        def heads(index, out):
-            if index != layer or out.shape[2] == 1:
-                return out
-            return torch.cat([out[:, :, :-2], out[:, :, -2:] + 1], 2)
+    def qkv(_, attention, x):
+        return project_qkv(attention, x)
 
-        return image_features(clip, images(), prompts, seams=Seams(heads=heads))
-
-    plain = image_features(clip, images(), prompts)
-    torch.testing.assert_close(noisy(0), plain, **EXACT)
-    assert (noisy(1) - plain).abs().max() > 1e-6
+    seams = Seams(qkv=qkv, bias=lambda _: torch.zeros(19, 19, dtype=torch.float64))
+    torch.testing.assert_close(
+        image_features(clip, images(), prompts, seams=seams), image_features(clip, images(), prompts), **EXACT
+    )
+    hide = torch.zeros(1, 19, dtype=torch.float64)
+    hide[:, 17:] = float("-inf")
+    blind = Seams(bias=lambda _: hide)
+    torch.testing.assert_close(
+        image_features(clip, images(), prompts, seams=blind), image_features(clip, images()), **EXACT
+    )
 
 
 def test_seams_see_every_layer(random_clip):

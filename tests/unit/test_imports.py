@@ -17,7 +17,10 @@ STANDARD_AND_OMEGACONF = {
     "PIL",
     "scipy",
 }
-SHARED = {"adapter", "backbone", "blocks", "prompting", "classes", "errors", "optim", "metrics"}
+SHARED = {
+    "adapter", "deep_prompts", "backbone", "blocks", "prompting", "classes", "errors", "optim", "metrics", "gaussian",
+    "cache_search", "layers", "split_attention", "editing",
+}  # fmt: skip
 
 
 def imports(path):

@@ -1,0 +1,82 @@
+"""Every packaged recipe runs: on drawn fish, with limpet-tiny, at most two steps a stage."""
+
+import csv
+import json
+import time
+
+import pytest
+from limpet.recipe import load, packaged_names
+from limpet.runner import fit
+
+METHODS = sorted(n.partition("/")[2] for n in packaged_names() if n.startswith("method/"))
+DATA = sorted(n.partition("/")[2] for n in packaged_names() if n.startswith("data/"))
+RUNNABLE = sorted(n for n in packaged_names() if "/" not in n and n != "base")
+SMALL = ["backbone=limpet-tiny", "data.shots=2", "trainer.max_steps=2", "trainer.accelerator=cpu"]
+
+
+@pytest.fixture(scope="module")
+def sources(fish, tmp_path_factory):
+    """Settings of each kind of data, all from one folder of drawings."""
+    root = tmp_path_factory.mktemp("sources")
+    rows, split = [], {"train": [], "val": [], "test": []}
+    for label, folder in enumerate(sorted(p for p in fish.iterdir())):
+        for i, image in enumerate(sorted(folder.iterdir())):
+            part = "train" if i < 4 else "val" if i < 6 else "test"
+            path = image.relative_to(fish).as_posix()
+            rows.append({"path": path, "label": folder.name, "split": part, "group": f"{folder.name}{i // 2}"})
+            split[part].append([path, label, folder.name])
+    with (root / "fish.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    import pandas as pd
+
+    pd.DataFrame(rows).to_parquet(root / "fish.parquet")
+    (root / "coop").mkdir()
+    (root / "coop" / "images").symlink_to(fish)
+    (root / "coop" / "split_zhou_Fish.json").write_text(json.dumps(split))
+    return {
+        "folder": [f"data.root={fish}"],
+        "table": [f"data.root={fish}", f"data.table={root}/fish.csv"],
+        "parquet": [f"data.root={fish}", f"data.table={root}/fish.parquet"],
+        "coop_splits": [f"data.root={root}/coop"],
+        "reef": ["data.species=4", "data.train=4", "data.val=2", "data.test=2"],
+    }
+
+
+def check(run, images=None):
+    metrics = json.loads((run / "metrics.json").read_text())
+    for values in metrics["results"].values():
+        assert 0 <= values["accuracy"] <= 1
+        assert images is None or values["images"] == images
+    assert (run / "adapter" / "v1" / "adapter.json").is_file()
+    return metrics
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_a_packaged_recipe_runs(name, sources, tmp_path):
+    (plain,) = load(name)
+    data = sources[plain.data.name]
+    (recipe,) = load(name, [*SMALL, *data, f"run.dir={tmp_path}"])
+    assert check(fit(recipe))["recipe"] == name
+
+
+@pytest.mark.parametrize("data", [*DATA, "parquet"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_on_every_kind_of_data(method, data, sources, tmp_path):
+    kind = "table" if data == "parquet" else data
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"extends: [base, data/{kind}, trainer/cpu, method/{method}]\n")
+    (recipe,) = load(str(file), [*SMALL, *sources[data], f"run.dir={tmp_path}"])
+    images = {"folder": None, "reef": 8}.get(data, 16)
+    metrics = check(fit(recipe), images)
+    assert metrics["method"] == method and metrics["results"]["all"]["classes"] == 4
+
+
+def test_quickstart_in_full_beats_zero_shot(tmp_path):
+    started = time.monotonic()
+    (recipe,) = load("quickstart", [f"run.dir={tmp_path}"])
+    metrics = check(fit(recipe))
+    assert metrics["results"]["base"]["accuracy"] >= metrics["zero_shot"]["base"]["accuracy"] + 0.05
+    assert metrics["harmonic_mean"] > 0
+    print(f"quickstart took {time.monotonic() - started:.0f} s")
