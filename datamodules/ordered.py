@@ -95,15 +95,6 @@ class ListDataset(ImageDataset):
         return found
 
 
-def as_list(batch: dict[str, Any], category: int, instruction: str) -> dict[str, Any]:
-    """A batch of samples as a list of `category`: the same as `ListDataset` does, for whole batches of tensors."""
-    own = batch["label"] == category
-    batch["value"] = torch.where(own, batch["value"], torch.zeros_like(batch["value"]))
-    batch["label"] = torch.full_like(batch["label"], category)
-    batch["instruction"] = [instruction] * len(own)
-    return batch
-
-
 class ListSampler(Sampler[list[ListItem]]):
     """Lists of images, each of one category; their order and contents follow from (seed, epoch).
 
