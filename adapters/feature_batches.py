@@ -54,7 +54,7 @@ class FeatureBatches(Dataset[Batch]):
         rows = self.source.rows(self.split, epoch % self.views if self.views else None)
         at = torch.from_numpy(positions)
         batch: Batch = {
-            self.source.key: torch.from_numpy(rows.take(positions)).unflatten(-1, self.source.shape),
+            self.source.key: torch.from_numpy(rows.take(positions)).reshape(-1, *self.source.shape),
             "label": self.labels[at],
             "index": self.indices[at],
             "path": self.paths[positions].tolist(),

@@ -66,7 +66,9 @@ class CachedFeatures:
         self.view_count = 1 if self.plain else max(int(views), 1)
         self.progress, self.batch_size, self.layer = progress, batch_size, layer
         self.key = "tokens" if layer == "tokens" else "feature"
-        self.shape = token_shape(backbone) if layer == "tokens" else (int(backbone.embed_dim),)
+        self.shape: tuple[int, ...] = (
+            token_shape(backbone) if layer == "tokens" else (int(backbone.embed_dim),)
+        )
         self.samples: Mapping[str, list[Any]] = _Samples(self)
         self._parent: CachedFeatures | None = None
         self._kept: dict[str, np.ndarray[Any, np.dtype[np.int64]]] = {}  # positions in datamodule.samples
@@ -286,7 +288,7 @@ class CachedFeatures:
         for _, positions in InOrder(len(self.kept(split)), batch_size):
             batch = source[0, positions]
             views = torch.from_numpy(np.stack([rows.take(positions) for rows in every], axis=1))
-            batch["views"] = views.unflatten(-1, self.shape)
+            batch["views"] = views.reshape(*views.shape[:2], *self.shape)
             yield batch
 
     def _in_order(self, split: str, batch_size: int | None) -> DataLoader[Any]:

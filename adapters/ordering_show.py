@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from .session import Session
 
 COLUMNS = {
-    "spearman": "Spearman", "pairwise_accuracy": "pairs", "kendall": "Kendall", "pearson": "Pearson", "mae": "MAE",
-    "rounded_accuracy": "rounded",
+    "spearman": "Spearman", "pairwise_accuracy": "pairs", "kendall": "Kendall", "mae": "MAE", "rounded_accuracy": "rounded",
 }  # fmt: skip
 
 
@@ -30,13 +29,15 @@ def results(session: Session, metrics: Mapping[str, Any], run_dir: Path) -> None
     for space, values in metrics["results"].items():
         shown = [number(values.get(key)) for key in COLUMNS]
         table.add_row(TITLES.get(space, space), str(values["images"]), f"[bold]{shown[0]}[/bold]", *shown[1:])
-        bounds = values["confidence"]
-        if bounds:
-            cells = [f"{bounds[k][0]:.2f}–{bounds[k][1]:.2f}" if k in bounds else "" for k in COLUMNS]
-            table.add_row("  95 % interval", "", *cells, style="dim")
         before = metrics["zero_shot"][space]
         table.add_row("  zero-shot prompts", "", *(number(before.get(key)) for key in COLUMNS), style="dim")
     console.print(table)
+    for space, values in metrics["results"].items():
+        bounds = values["confidence"]
+        words = [f"{COLUMNS[key]} {low:.3f} to {high:.3f}" for key, (low, high) in bounds.items()]
+        if words:
+            where = f"{TITLES.get(space, space)}: " if len(metrics["results"]) > 1 else ""
+            console.print(f"95 % interval, {where}{', '.join(words)}")
     several = max(values["classes"] for values in metrics["results"].values())
     if several > 1:
         console.print(f"means over {several} categories; each in per_class.csv")

@@ -38,11 +38,11 @@ class PairAttention(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """(..., L, D) -> (..., H, L, d)."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(-2, -3)
+        return x.reshape(*x.shape[:-1], self.heads, -1).transpose(-2, -3)
 
     def query(self) -> Tensor:
         """Queries (H, M, d), already scaled."""
-        q = self.split(self.ln_q(self.q_proj(self.queries)))
+        q: Tensor = self.split(self.ln_q(self.q_proj(self.queries)))
         return q * q.shape[-1] ** -0.5
 
     def keys(self, tokens: Tensor) -> Tensor:

@@ -127,14 +127,14 @@ class RankingNetwork(nn.Module):
 
     def text(self, text: Tensor) -> Tensor:
         """Text tokens (N, L, D) with the learnable tokens in front."""
-        learned = self.learned_tokens
+        learned: Tensor = self.learned_tokens
         if learned.ndim == 2:
             learned = learned[..., None].expand(-1, -1, text.shape[-1])
         return torch.cat([learned.expand(len(text), -1, -1).to(text.dtype), text], 1)
 
     def fuse(self, tokens: Tensor, text: Tensor) -> Tensor:
         """Fused tokens (B, P, D); `text` comes from `self.text`."""
-        x = tokens
+        x: Tensor = tokens
         for own, cross in zip(self.own, self.cross, strict=True):
             x = cross(own(x), text)
         x = self.ln_final(x) @ self.projection

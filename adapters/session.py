@@ -113,7 +113,8 @@ def prepare(recipe: Recipe) -> Session:
     session = Session(recipe, data, classes, training, backbone, adapter, targets=targets)
     check_texts(session)
     notes = [target.note for target in targets if target.note]
-    session.notes = [*data.report, *unseen_names(backbone, classes), *notes]
+    kind = "instructions" if adapter.task == "ordering" else "class names"
+    session.notes = [*data.report, *unseen_names(backbone, classes, kind), *notes]
     if len(classes) == 1 and adapter.task == "classification":
         session.notes.append(f"'{classes.names[0]}' is the only class: every answer is right, whatever is learned.")
     return session
@@ -231,14 +232,14 @@ def load_backbone(recipe: Recipe, spec: BackboneSpec) -> FrozenClip:
     return _loaded[key]
 
 
-def unseen_names(backbone: FrozenClip, classes: ClassSet) -> list[str]:
-    """A sentence where class names hold tokens that the backbone never saw in training."""
+def unseen_names(backbone: FrozenClip, classes: ClassSet, kind: str = "class names") -> list[str]:
+    """A sentence where class names (or instructions) hold tokens that the backbone never saw in training."""
     unseen = {name: backbone.unseen_tokens(classes.text(name)) for name in classes.names}
     unseen = {name: tokens for name, tokens in unseen.items() if tokens}
     if not unseen:
         return []
     first = next(iter(unseen))
     return [
-        f"{len(unseen)} of {len(classes)} class names hold words that {backbone.spec.name} never saw, "
+        f"{len(unseen)} of {len(classes)} {kind} hold words that {backbone.spec.name} never saw, "
         f"such as '{unseen[first][0]}' in '{classes.text(first)}': its zero-shot scores mean little for them."
     ]

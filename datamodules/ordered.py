@@ -109,7 +109,7 @@ class ListSampler(Sampler[list[ListItem]]):
         self, dataset: ImageDataset, instructions: Sequence[Sequence[str]], config: Any, seed: int
     ) -> None:
         self.images, self.instructions, self.seed, self.epoch = dataset, instructions, seed, 0
-        self.size, self.kind, self.share = config.batch_size, config.lists, config.negatives
+        self.size, self.kind, self.share = int(config.batch_size), str(config.lists), float(config.negatives)
         self.members: dict[int, list[int]] = defaultdict(list)
         for position, sample in enumerate(dataset.samples):
             self.members[sample.label].append(position)

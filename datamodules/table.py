@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from .base import DataModule
-from .configs import DataConfig, TableConfig
+from .configs import TableConfig
 from .errors import DataError, counted, nearest, some
 from .listing import (
     ClassNames,

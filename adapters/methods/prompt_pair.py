@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +49,7 @@ class PromptPair(OrderingAdapter):
     def scores(self, batch: Batch) -> Tensor:
         """Scores (B,)."""
         directions = torch.stack([self.direction(text) for text in self.instructions(batch)])
-        return cast(Tensor, self.backbone.logit_scale * (self.encode_image(batch) * directions).sum(-1))
+        return self.backbone.logit_scale * (self.encode_image(batch) * directions).sum(-1)
 
     def select(self, batches: Sequence[Batch]) -> None:
         """Fit the units on the validation images, and say which prompts are compared."""
