@@ -43,7 +43,8 @@ class PairAttention(nn.Module):
     def query(self) -> Tensor:
         """Queries (H, M, d), already scaled."""
         q: Tensor = self.split(self.ln_q(self.q_proj(self.queries)))
-        return q * q.shape[-1] ** -0.5
+        scaled: Tensor = q * float(q.shape[-1]) ** -0.5
+        return scaled
 
     def keys(self, tokens: Tensor) -> Tensor:
         """Keys, which are also the values, (N, H, P, d) of tokens (N, P, D)."""

@@ -46,7 +46,7 @@ ATTRIBUTES = {
 
 
 class ReefOrderingDataModule(OrderedDataModule):
-    """Drawings whose value is known exactly; a drawing follows from (drawing seed, attribute, number).
+    """Drawings whose value is known exactly; a drawing follows from (drawing seed, attribute, split, number).
 
     `count` is the number of fish, `size` the length of the fish in per cent of the width, `stripes` the number of
     bands on its body, as with the age of some fish, `murkiness` the strength of the haze.
@@ -71,17 +71,16 @@ class ReefOrderingDataModule(OrderedDataModule):
     def listing(self) -> Listing:
         """Every drawing there is, train before val before test."""
         config = self.config
-        given = ["train"] * config.train + ["val"] * config.val + ["test"] * config.test
         samples: list[Sample] = []
         splits: list[str | None] = []
         for label, name in enumerate(config.attributes):
-            for number, split in enumerate(given):
-                value = value_of(name, config.drawing_seed, number)
-                extra = {
-                    "value": value, "category": name, "instruction": ATTRIBUTES[name].instruction, "number": number,
-                }  # fmt: skip
-                samples.append(Sample(f"{name}/{number:05d}", label, extra=extra))
-                splits.append(split)
+            words = {"category": name, "instruction": ATTRIBUTES[name].instruction}
+            for split, count in (("train", config.train), ("val", config.val), ("test", config.test)):
+                for number in range(count):  # numbered by split: more training images leave the test as it is
+                    path = f"{name}/{split}/{number:05d}"
+                    extra = {**words, "value": value_of(path, config.drawing_seed)}
+                    samples.append(Sample(path, label, extra=extra))
+                    splits.append(split)
         texts = {name: [ATTRIBUTES[name].instruction] for name in config.attributes}
         return Listing(list(config.attributes), texts, samples, splits)
 
@@ -96,17 +95,17 @@ class ReefOrderingDataModule(OrderedDataModule):
         return hashlib.sha256("\0".join(map(str, parameters)).encode()).hexdigest()
 
 
-def value_of(attribute: str, drawing_seed: int, number: int) -> float:
-    """The value of a drawing, uniform over the attribute's range."""
-    about = ATTRIBUTES[attribute]
-    rng = random.Random(digest("reef ordering", drawing_seed, attribute, number))
+def value_of(path: str, drawing_seed: int) -> float:
+    """The value of a drawing "attribute/split/number", uniform over the attribute's range."""
+    about = ATTRIBUTES[path.partition("/")[0]]
+    rng = random.Random(digest("reef ordering", drawing_seed, path))
     return float(rng.randint(int(about.low), int(about.high))) if about.whole else rng.uniform(about.low, about.high)
 
 
 def draw_ordered(sample: Sample, size: int, drawing_seed: int) -> Image.Image:
     """Draw one sample as an RGB image of size x size."""
-    attribute, value, number = str(sample.extra["category"]), float(sample.extra["value"]), sample.extra["number"]
-    seed = f"ordering/{drawing_seed}/{attribute}/{number}"
+    attribute, value = str(sample.extra["category"]), float(sample.extra["value"])
+    seed = f"ordering/{drawing_seed}/{sample.path}"
     species = find_species(NAMES[digest("species", seed)[0] % 16])
     if attribute == "count":
         return draw_scene(species, seed, count=int(value), size=size).image
