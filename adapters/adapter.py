@@ -155,6 +155,10 @@ class Adapter(nn.Module):
     def build(self) -> None:
         """Create parameters and buffers. The backbone and the classes are known here."""
 
+    def artifact_state(self) -> dict[str, Tensor]:
+        """The tensors an artefact holds; a method may leave out what only training needs."""
+        return self.state_dict()
+
     def data_sized(self) -> tuple[str, ...]:
         """Names of saved tensors whose size is only known from the training data (cache keys, say)."""
         return ()

@@ -57,7 +57,7 @@ def save(adapter: Adapter, run_dir: str | Path, info: Mapping[str, Any] | None =
     from .artifact_card import card
 
     tensors = {}
-    for name, value in adapter.state_dict().items():
+    for name, value in adapter.artifact_state().items():
         if not hasattr(value, "detach"):
             raise ArtifactError(
                 f"The state {name!r} of method {adapter.name!r} is not a tensor and cannot be saved."

@@ -162,16 +162,22 @@ class FrozenClip:
         self._texts.clear()
         return self
 
-    def transform(self, train: bool = False, augment: Any = None) -> Callable[[Any], Tensor]:
+    def transform(
+        self, train: bool = False, augment: Any = None, resize_mode: str | None = None
+    ) -> Callable[[Any], Tensor]:
         """Return a picklable function from a PIL image to network input (3, H, W).
 
         Args:
             train: whether to augment.
-            augment: an object with `preset` and `scale`; presets: natural, aerial, microscopy, none.
+            augment: an object with `preset` and `scale`; presets: natural, aerial, microscopy, mirror, none.
+            resize_mode: "squash", "shortest" or "longest" in place of the model's own.
         """
         from .transforms import ImageTransform
 
-        return ImageTransform.of(self.spec.preprocessing, train=train, augment=augment)
+        preprocessing = self.spec.preprocessing
+        if resize_mode is not None:
+            preprocessing = {**preprocessing, "resize_mode": resize_mode}
+        return ImageTransform.of(preprocessing, train=train, augment=augment)
 
     def encode_image(self, images: Tensor, normalize: bool = True) -> Tensor:
         """Return image features (B, D) of network input (B, 3, H, W), without gradient.

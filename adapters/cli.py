@@ -116,11 +116,18 @@ def predict(
     top: Annotated[
         int | None, typer.Option("--top", min=1, metavar="K", help="Write the K likeliest classes.")
     ] = None,
+    instruction: Annotated[
+        str | None, typer.Option("--instruction", metavar="TEXT", help="Order images by this, in words.")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", metavar="FILE", help="CSV with path and value, to show mistakes in an order."),
+    ] = None,
     runs: RunsDir = RUNS,
 ) -> None:
-    """Classify images with a run's adapter; write a CSV."""
+    """Classify images with a run's adapter, or put them in order; write a CSV (and a contact sheet)."""
     folder = _module("runs").resolve_run(run, runs)
-    if _module("predict").predict_command(folder, path, out, top):
+    if _module("predict").predict_command(folder, path, out, top, instruction=instruction, labels=labels):
         raise typer.Exit(1)
 
 

@@ -31,6 +31,9 @@ COLUMNS: dict[str, tuple[str, str | None, str]] = {
     "joint": ("Joint", "joint", "accuracy"),
     "joint_balanced": ("Joint balanced", "joint", "balanced_accuracy"),
     "joint_f1": ("Joint macro F1", "joint", "macro_f1"),
+    "spearman": ("Spearman", "all", "spearman"),
+    "pairwise_accuracy": ("Pairs", "all", "pairwise_accuracy"),
+    "kendall": ("Kendall", "all", "kendall"),
 }
 _WIDE = ("joint_balanced", "joint_f1")  # in the files only: a terminal has 80 columns
 MEANS = {"other": "Others", "shift": "Shifts"}  # kind of further data -> heading of the mean over its data sets
@@ -254,7 +257,7 @@ def each_seed(rows: Sequence[Row]) -> list[str]:
     """A line per row of several seeds with the headline number of each."""
     lines = []
     for row in rows:
-        column = next((c for c in ("harmonic_mean", "accuracy", "joint") if row.values.get(c)), None)
+        column = next((c for c in ("harmonic_mean", "accuracy", "joint", "spearman") if row.values.get(c)), None)
         if column is None or len(row.seeds) < 2 or row.stands_for_all:
             continue
         numbers = zip(row.seeds, row.values[column], strict=False)

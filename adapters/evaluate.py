@@ -18,8 +18,9 @@ from .errors import RunError
 from .features import CachedFeatures
 from .grow import names_now
 from .recipe import Recipe
-from .session import choose_classes, load_data
+from .session import check_task, choose_classes, load_data, set_transforms
 from .show import MEANS, console, percent
+from .tasks import task_of
 from .transfer import facts, load_targets, ready
 
 CHANGEABLE = ("data", "classes", "protocol", "evaluate", "seed")
@@ -88,10 +89,13 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     other = [name for name in adapter.classes.names if name not in classes]
     if other:
         console.print(f"not among these data, and no candidates here: {', '.join(other)}")
-    data.set_transforms(adapter.backbone.transform(), adapter.backbone.transform())
-    features = adapter.needs(adapter.config, adapter.backbone.spec) == "features"
-    if features:
-        data = CachedFeatures(data, adapter.backbone, recipe.data.augment, recipe.seed, views=0)
+    check_task(type(adapter), data)
+    needs = adapter.needs(adapter.config, adapter.backbone.spec)
+    set_transforms(data, adapter.backbone)
+    features = needs == "features"
+    if needs != "images":
+        layer = "tokens" if needs == "patches" else "output"
+        data = CachedFeatures(data, adapter.backbone, recipe.data.augment, recipe.seed, views=0, layer=layer)
     spaces = measure(adapter, UnderPresentNames(data, now), label_spaces(classes, recipe.protocol))
     targets = ready(load_targets(recipe, adapter.classes), adapter.backbone, features, recipe.seed)
     spaces.add(measure_targets(adapter, targets))
@@ -110,10 +114,7 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     path = run_dir / f"evaluation-{digest}.json"
     files.write_json(path, result)
     for space, values in result["results"].items():
-        console.print(
-            f"{space}: accuracy [bold]{percent(values['accuracy'])} %[/bold], balanced {percent(values['balanced_accuracy'])} %, "
-            f"macro-F1 {percent(values['macro_f1'])} %, {values['images']} images, {values['classes']} classes"
-        )
+        console.print(f"{space}: {task_of(adapter).lines(values)}")
     if result["harmonic_mean"] is not None:
         console.print(f"harmonic mean: [bold]{percent(result['harmonic_mean'])} %[/bold]")
     for key, title in MEANS.items():

@@ -19,6 +19,8 @@ class Features(Protocol):
     """Where batches come from, as far as they need to know."""
 
     datamodule: Any
+    key: str
+    shape: tuple[int, ...]
     samples: Mapping[str, list[Any]]
 
     def rows(self, split: str, view: int | None = None) -> Rows:
@@ -47,12 +49,12 @@ class FeatureBatches(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, item: tuple[int, np.ndarray[Any, np.dtype[np.int64]]]) -> Batch:
-        epoch, positions = item
+    def __getitem__(self, item: Any) -> Batch:
+        epoch, positions, *a_list = item
         rows = self.source.rows(self.split, epoch % self.views if self.views else None)
         at = torch.from_numpy(positions)
         batch: Batch = {
-            "feature": torch.from_numpy(rows.take(positions)),
+            self.source.key: torch.from_numpy(rows.take(positions)).reshape(-1, *self.source.shape),
             "label": self.labels[at],
             "index": self.indices[at],
             "path": self.paths[positions].tolist(),
@@ -61,6 +63,12 @@ class FeatureBatches(Dataset[Batch]):
             chosen = [values[n] for n in positions]
             numbers = all(isinstance(value, int | float) for value in chosen)
             batch[key] = torch.tensor(chosen) if numbers else chosen
+        if a_list:
+            category, instruction = a_list
+            own = batch["label"] == category  # an image of another category counts as having none
+            batch["value"] = torch.where(own, batch["value"], torch.zeros_like(batch["value"]))
+            batch["label"] = torch.full_like(batch["label"], category)
+            batch["instruction"] = [instruction] * len(own)
         return batch
 
 
@@ -87,6 +95,28 @@ class TrainBatches(Sampler[Any]):
         for number in range(len(self)):
             places = self.place[order[number * self.batch_size : (number + 1) * self.batch_size]]
             yield self.epoch, places[places >= 0]
+
+
+class ListBatches(Sampler[Any]):
+    """The data module's own lists of images to be ordered; images dropped as unreadable leave gaps."""
+
+    def __init__(self, lists: Any, kept: np.ndarray[Any, Any]) -> None:
+        self.lists = lists
+        self.place = np.full(len(lists.images), -1, np.int64)
+        self.place[kept] = np.arange(len(kept))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the lists of `epoch`."""
+        self.lists.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.lists)
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray[Any, Any], int, str]]:
+        for members in self.lists:
+            places = self.place[[position for position, _, _ in members]]
+            _, category, instruction = members[0]
+            yield self.lists.epoch, places[places >= 0], category, instruction
 
 
 class InOrder(Sampler[Any]):

@@ -2,12 +2,14 @@
 
 `CachedFeatures` wraps a data module and keeps its split, order and keys; a batch holds `feature` (B, D), raw,
 in the place of `image`. Rows live in memory maps of the store (`feature_store.py`), so a batch is an index
-operation and data sets larger than memory work.
+operation and data sets larger than memory work. With `layer="tokens"` a batch holds `tokens` (B, P, W) instead,
+the patch tokens of the image tower (see `tokens.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,10 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from .errors import LimpetError
-from .feature_batches import Batch, FeatureBatches, InOrder, TrainBatches, as_it_is
+from .feature_batches import Batch, FeatureBatches, InOrder, ListBatches, TrainBatches, as_it_is
 from .feature_store import FeatureStore, Rows, cache_dir, cache_size, clear_cache, trim
 from .image_keys import image_keys
 from .progress import Progress
+from .tokens import image_token_features, token_shape
 
 __all__ = ["CachedFeatures", "cache_dir", "cache_size", "clear_cache"]
 
@@ -42,6 +45,7 @@ class CachedFeatures:
             view, the plain image.
         progress: Whether to show progress where computing takes longer than two seconds.
         batch_size: Images per forward pass of the backbone.
+        layer: "output" for features, "tokens" for patch tokens.
     """
 
     def __init__(
@@ -54,19 +58,25 @@ class CachedFeatures:
         *,
         progress: bool = True,
         batch_size: int = 64,
+        layer: str = "output",
     ) -> None:
         datamodule.setup()
         self.datamodule, self.backbone, self.augment, self.seed = datamodule, backbone, augment, seed
         self.plain = augment is None or augment.preset == "none"
         self.view_count = 1 if self.plain else max(int(views), 1)
-        self.progress, self.batch_size = progress, batch_size
+        self.progress, self.batch_size, self.layer = progress, batch_size, layer
+        self.key = "tokens" if layer == "tokens" else "feature"
+        self.shape: tuple[int, ...] = (
+            token_shape(backbone) if layer == "tokens" else (int(backbone.embed_dim),)
+        )
         self.samples: Mapping[str, list[Any]] = _Samples(self)
         self._parent: CachedFeatures | None = None
         self._kept: dict[str, np.ndarray[Any, np.dtype[np.int64]]] = {}  # positions in datamodule.samples
         self._rows: dict[tuple[str, int | None], Rows] = {}
         self._stores: dict[bool, FeatureStore] = {}
         datamodule.set_transforms(
-            backbone.transform(train=True, augment=augment), backbone.transform(train=False)
+            backbone.transform(train=True, augment=augment, **self._resize),
+            backbone.transform(train=False, **self._resize),
         )
 
     # -- what the data module says --------------------------------------------------------------------------
@@ -108,10 +118,16 @@ class CachedFeatures:
         """Return the same split with only the classes `names`, labels in that order, on the same features."""
         child = CachedFeatures(
             self.datamodule.restrict(names), self.backbone, self.augment, self.seed, self.view_count,
-            progress=self.progress, batch_size=self.batch_size,
+            progress=self.progress, batch_size=self.batch_size, layer=self.layer,
         )  # fmt: skip
         child._parent = self
         return child
+
+    @property
+    def _resize(self) -> dict[str, str]:
+        """How images come to the network's size, where the data ask for another way than the model."""
+        mode = getattr(self.datamodule, "resize_mode", None)
+        return {} if mode is None else {"resize_mode": mode}
 
     # -- features -------------------------------------------------------------------------------------------
 
@@ -197,14 +213,18 @@ class CachedFeatures:
             for batch in loader:
                 dataset.note(batch.get("unreadable", ()))
                 if "image" in batch:
-                    encoded = self.backbone.encode_image(
-                        batch["image"].to(self.backbone.device), normalize=False
-                    )
+                    encoded = self._encode(batch["image"].to(self.backbone.device)).flatten(1)
                     indices = [int(i) for i in batch["index"]]
                     keys = [key_of[pair] for pair in zip(batch["path"], indices, strict=True)]
                     store.add(keys, encoded.to("cpu", getattr(torch, str(store.dtype))).numpy())
                 progress.advance(self.batch_size)
         store.flush()
+
+    def _encode(self, images: Tensor) -> Tensor:
+        if self.layer == "tokens":
+            return image_token_features(self.backbone, images)
+        encoded: Tensor = self.backbone.encode_image(images, normalize=False)
+        return encoded
 
     def _store(self, augmented: bool) -> FeatureStore:
         """The store of plain or augmented features: everything they depend on besides the image."""
@@ -219,18 +239,19 @@ class CachedFeatures:
                     for k in ("activation", "precision", "vision_heads", "image_size")
                 },
                 "preprocessing": spec.preprocessing,
-                "layer": "output",
+                "layer": self.layer,
                 "normalised": False,
                 "device": torch.device(self.backbone.device).type,  # rounding differs
                 "augment": None,
             }
+            space.update(self._resize)
             if augmented:
                 scale = [float(x) for x in getattr(self.augment, "scale", ())]
                 seeds = [self.seed, getattr(self.datamodule, "seed", None)]
                 space["augment"] = {"preset": self.augment.preset, "scale": scale, "seeds": seeds}
             # float32 also for half precision backbones: no rounding on top of theirs
             dtype = "float64" if self.backbone.dtype == torch.float64 else "float32"
-            self._stores[augmented] = FeatureStore(space, self.backbone.embed_dim, dtype)
+            self._stores[augmented] = FeatureStore(space, math.prod(self.shape), dtype)
         return self._stores[augmented]
 
     # -- batches --------------------------------------------------------------------------------------------
@@ -238,9 +259,13 @@ class CachedFeatures:
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches in the data module's own training order; epoch e serves view e mod V."""
         reference = self.datamodule.train_dataloader()
-        batches = TrainBatches(
-            reference.sampler, reference.batch_size, reference.drop_last, self.kept("train")
-        )
+        batches: Any
+        if hasattr(reference.batch_sampler, "instructions"):  # lists of images to be ordered
+            batches = ListBatches(reference.batch_sampler, self.kept("train"))
+        else:
+            batches = TrainBatches(
+                reference.sampler, reference.batch_size, reference.drop_last, self.kept("train")
+            )
         return DataLoader(
             FeatureBatches(self, "train", self.view_count),
             batch_size=None,
@@ -262,7 +287,8 @@ class CachedFeatures:
         every = [self.rows(split, view) for view in range(self.view_count)]
         for _, positions in InOrder(len(self.kept(split)), batch_size):
             batch = source[0, positions]
-            batch["views"] = torch.from_numpy(np.stack([rows.take(positions) for rows in every], axis=1))
+            views = torch.from_numpy(np.stack([rows.take(positions) for rows in every], axis=1))
+            batch["views"] = views.reshape(*views.shape[:2], *self.shape)
             yield batch
 
     def _in_order(self, split: str, batch_size: int | None) -> DataLoader[Any]:

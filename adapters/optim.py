@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -43,12 +43,15 @@ def build_optimiser(parameters: Iterable[nn.Parameter], config: OptimConfig) -> 
     for key, value, known in (("name", config.name, OPTIMISERS), ("schedule", config.schedule, SCHEDULES)):
         if value not in known:
             raise RecipeError(f"optim.{key} is '{value}'.{nearest(value, known)} Known: {', '.join(known)}.")
-    groups = list(parameters)
+    groups: list[Any] = list(parameters)
+    if config.decay == "matrices":
+        kinds = [[p for p in groups if p.ndim >= 2], [p for p in groups if p.ndim < 2]]
+        groups = [{"params": kinds[0]}, {"params": kinds[1], "weight_decay": 0.0}]
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
     betas = (config.betas[0], config.betas[1])
-    return kind(groups, lr=config.lr, betas=betas, eps=config.eps, weight_decay=config.weight_decay)
+    return kind(groups, lr=config.lr, betas=betas, eps=config.eps, weight_decay=config.weight_decay, amsgrad=config.amsgrad)
 
 
 def build_schedule(optimiser: Optimizer, config: OptimConfig, total: int) -> LambdaLR:

@@ -57,6 +57,9 @@ def predict_command(
     out: Path | None = None,
     top: int | None = None,
     console: Console | None = None,
+    *,
+    instruction: str | None = None,
+    labels: Path | None = None,
 ) -> int:
     """Predict the images at `path` with a run's adapter, write a CSV file and print its first rows.
 
@@ -66,6 +69,8 @@ def predict_command(
         out: The CSV file; by default a new one in the run's folder.
         top: How many classes per image to write.
         console: Where to print.
+        instruction: For an adapter that orders images: what to order by; by default what it was fitted with.
+        labels: For an adapter that orders images: a CSV with path and value, to show the worst mistakes first.
 
     Returns:
         0, or 1 where some images could not be read (they are listed, and in the CSV with an empty label).
@@ -85,6 +90,14 @@ def predict_command(
     if not (is_run(folder) or (folder / "adapter.json").is_file() or (folder / "adapter").is_dir()):
         folder = resolve_run(str(run))
     images = find_images(path)
+    if task_of_artefact(folder) == "ordering":
+        from .predict_order import order_command
+
+        if top != 1:
+            raise LimpetError("--top is for adapters that classify; this one orders images.")
+        return order_command(folder, images, out or _fresh(folder, "ordered"), instruction, labels, console)
+    if instruction is not None or labels is not None:
+        raise LimpetError("--instruction and --labels are for adapters that order images; this one classifies.")
     classifier = Classifier.load(folder)
     top = min(top, len(classifier.classes))
     target = out if out is not None else _fresh(folder)
@@ -107,6 +120,13 @@ def predict_command(
         if len(broken) > 50:
             console.print(f"  and {len(broken) - 50} more, with an empty label in the file", highlight=False)
     return 1 if broken else 0
+
+
+def task_of_artefact(folder: Path) -> str:
+    """The task of a run's newest adapter (the method's file is imported for it)."""
+    from . import adapter, artifact
+
+    return adapter.find(artifact.load_info(folder)["method"]["name"]).task
 
 
 def _write(
@@ -189,15 +209,15 @@ def _below(folder: Path) -> Iterator[str]:
                 yield str(Path(parent, name))
 
 
-def _fresh(folder: Path) -> Path:
+def _fresh(folder: Path, stem: str = "predicted") -> Path:
     """A file name in the run's folder that does not exist yet; `predictions.csv` is the test images' own."""
     place = folder
     if (folder / "adapter.json").is_file():  # an artefact is write-once: beside it, not in it
         place = folder.parent
     number = 1
-    while (place / f"predicted-{number}.csv").exists():
+    while (place / f"{stem}-{number}.csv").exists():
         number += 1
-    return place / f"predicted-{number}.csv"
+    return place / f"{stem}-{number}.csv"
 
 
 def _printable(path: str) -> str:

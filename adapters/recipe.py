@@ -48,7 +48,11 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-_DATA_WORDS = {"sampling": ("limpet", "dassl"), "augment.preset": ("natural", "aerial", "microscopy", "none")}
+_DATA_WORDS = {
+    "sampling": ("limpet", "dassl"),
+    "lists": ("every", "uniform"),
+    "augment.preset": ("natural", "aerial", "microscopy", "mirror", "none"),
+}
 _ORDER = (
     "seed",
     "protocol",

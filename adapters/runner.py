@@ -18,7 +18,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from . import __version__, artifact, files, report, show
+from . import __version__, artifact, files, show
 from .callbacks.base_to_new import Spaces, label_spaces, measure
 from .callbacks.checkpoint import KeepBest, ResumeCheckpoint
 from .callbacks.cross_dataset import OTHER, Target, measure_targets
@@ -28,17 +28,16 @@ from .callbacks.shift import SHIFT
 from .errors import LimpetError, RecipeError, RunError
 from .features import CachedFeatures
 from .interpolation import post_step
-from .methods.zero_shot import Config as ZeroShotConfig
-from .methods.zero_shot import ZeroShot
 from .module import AdaptationModule
 from .ranks import LateLoader, leave_group, rank, shared_run_dir
 from .recipe import Recipe
 from .runs import new_run_dir
 from .session import Session, prepare, seed_everything
+from .tasks import task_of
 from .transfer import facts, ready
 
 if TYPE_CHECKING:
-    from .adapter import Batch
+    from .adapter import Adapter, Batch
 
 CHECKPOINT = "last.ckpt"
 
@@ -105,8 +104,10 @@ def execute(session: Session, run_dir: Path) -> Path:
     train(session, data, run_dir)
     seconds["fit"] = time.monotonic() - started - sum(seconds.values())
     spaces = measure(session.adapter, data, label_spaces(session.classes, recipe.protocol))
-    reference = ZeroShot(ZeroShotConfig()).setup(session.backbone, session.classes)
-    zero_shot = measure(reference, frozen(session, data), label_spaces(session.classes, recipe.protocol))
+    task = task_of(session.adapter)
+    reference = task.reference(session.backbone, session.classes)
+    plain = frozen(session, data) if reference.task == "classification" else with_features(session, reference)
+    zero_shot = measure(reference, plain, label_spaces(session.classes, recipe.protocol))
     targets = ready(session.targets, session.backbone, session.needs == "features", recipe.seed)
     spaces.add(measure_targets(session.adapter, targets))
     zero_shot.add(measure_targets(reference, targets))
@@ -117,14 +118,14 @@ def execute(session: Session, run_dir: Path) -> Path:
     augment = dataclasses.asdict(recipe.data.augment)
     record = {"metrics": metrics, "split_hash": manifest["hash"], "recipe": recipe.name, "seed": recipe.seed, "augment": augment}
     artifact.save(session.adapter, run_dir, record)
-    files.write_csv(run_dir / "per_class.csv", per_class_rows(spaces, zero_shot))
+    files.write_csv(run_dir / "per_class.csv", task.class_rows(spaces, zero_shot))
     files.write_csv(run_dir / "predictions.csv", [{"space": s, **row} for s, o in spaces.outcomes.items() for row in o.predictions()])
     env["seconds"] = {k: round(v, 3) for k, v in seconds.items()}
     files.write_json(run_dir / "env.json", env)
     files.write_json(run_dir / "metrics.json.part", metrics)
-    report.write_report(run_dir, metrics, thumbnails(session))
+    task.write_report(run_dir, metrics, thumbnails(session))
     (run_dir / "metrics.json.part").replace(run_dir / "metrics.json")
-    show.results(session, metrics, run_dir)
+    task.show_results(session, metrics, run_dir)
     return run_dir
 
 
@@ -139,14 +140,15 @@ def thumbnails(session: Session) -> Callable[[str], Any]:
     return find
 
 
-def with_features(session: Session) -> Any:
-    """The data module, with frozen features in place of images where the method reads only those."""
-    if session.needs != "features":
+def with_features(session: Session, adapter: Adapter | None = None) -> Any:
+    """The data module, with frozen features or tokens in place of images where the method reads only those."""
+    adapter = adapter or session.adapter
+    needs = adapter.needs(adapter.config, session.backbone.spec)
+    if needs == "images":
         return session.data
-    recipe = session.recipe
-    return CachedFeatures(
-        session.data, session.backbone, recipe.data.augment, recipe.seed, views=recipe.data.augment.views
-    )
+    recipe, layer = session.recipe, "tokens" if needs == "patches" else "output"
+    views = recipe.data.augment.views
+    return CachedFeatures(session.data, session.backbone, recipe.data.augment, recipe.seed, views=views, layer=layer)
 
 
 def frozen(session: Session, data: Any) -> Any:
@@ -166,7 +168,7 @@ def train(session: Session, data: Any, run_dir: Path) -> None:
     """Closed form, gradient training, selection."""
     recipe, adapter = session.recipe, session.adapter
     training = data.restrict(session.training_classes.names)
-    features = session.needs == "features"
+    features = session.needs != "images"
     seed_everything(recipe.seed)
     if features:
         adapter.fit_closed_form(training.closed_form_batches("train", recipe.data.batch_size))
@@ -306,22 +308,3 @@ def transfer_metrics(targets: Sequence[Target], spaces: Spaces, zero_shot: Space
     if unreadable:
         found["unreadable_elsewhere"] = unreadable
     return found
-
-
-def per_class_rows(spaces: Spaces, zero_shot: Spaces) -> list[dict[str, Any]]:
-    """Rows of per_class.csv."""
-    rows = []
-    for space, outcome in spaces.outcomes.items():
-        reference = {name: accuracy for name, _, accuracy in zero_shot.outcomes[space].per_class()}
-        for name, images, accuracy in outcome.per_class():
-            rows.append(
-                {
-                    "space": space,
-                    "class": name,
-                    "text": outcome.classes.text(name),
-                    "images": images,
-                    "accuracy": accuracy,
-                    "zero_shot_accuracy": reference[name],
-                }
-            )
-    return rows

@@ -58,6 +58,8 @@ class OptimConfig:
     weight_decay: float = number(5e-4, 0)
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = number(1e-8, 0)
+    amsgrad: bool = False
+    decay: str = choice("all", "all", "matrices")  # matrices: no decay of biases, norms and single numbers
     schedule: str = choice("cosine", "cosine", "constant")
     interval: str = choice("epoch", "epoch", "step")
     warmup: int = number(1, 0)  # epochs or steps, as `interval` says

@@ -94,6 +94,7 @@ def prepare(recipe: Recipe) -> Session:
     check_device(recipe)
     seed_everything(recipe.seed)
     data = load_data(recipe)
+    check_task(method, data)
     classes = choose_classes(recipe, data)
     if tuple(data.class_names) != classes.names:
         data = data.restrict(classes.names)
@@ -103,17 +104,42 @@ def prepare(recipe: Recipe) -> Session:
     if recipe.protocol == "base_to_new":
         check_new(data, classes)
     targets = load_targets(recipe, training)
+    if targets and method.task != "classification":
+        raise RecipeError("evaluate.other and evaluate.shift are for methods that classify images; remove them.")
     backbone = load_backbone(recipe, spec)
     seed_everything(recipe.seed)
     adapter = method(config).setup(backbone, training)
-    data.set_transforms(backbone.transform(train=True, augment=recipe.data.augment), backbone.transform())
+    set_transforms(data, backbone, recipe.data.augment)
     session = Session(recipe, data, classes, training, backbone, adapter, targets=targets)
     check_texts(session)
     notes = [target.note for target in targets if target.note]
-    session.notes = [*data.report, *unseen_names(backbone, classes), *notes]
-    if len(classes) == 1:
+    kind = "instructions" if adapter.task == "ordering" else "class names"
+    session.notes = [*data.report, *unseen_names(backbone, classes, kind), *notes]
+    if len(classes) == 1 and adapter.task == "classification":
         session.notes.append(f"'{classes.names[0]}' is the only class: every answer is right, whatever is learned.")
     return session
+
+
+def set_transforms(data: Any, backbone: FrozenClip, augment: Any = None) -> None:
+    """Give data the backbone's transforms, brought to size as the data ask for; without `augment`, nothing varies."""
+    mode = getattr(data, "resize_mode", None)
+    train = backbone.transform(train=augment is not None, augment=augment, resize_mode=mode)
+    data.set_transforms(train, backbone.transform(resize_mode=mode))
+
+
+def check_task(method: type[Adapter], data: Any) -> None:
+    """Refuse a method that orders on data without values, and one that classifies on data with nothing but values."""
+    has_values = "value" in data.keys
+    if method.task == "ordering" and not has_values:
+        raise RecipeError(
+            f"'{method.__name__}' orders images by a value, and data.name={data.config.name} gives none. "
+            "Use data=ordering with a table that has a column of values, or data=reef_ordering."
+        )
+    if method.task == "classification" and has_values:
+        raise RecipeError(
+            f"'{method.__name__}' classifies images, and data.name={data.config.name} gives values to order them by. "
+            "Use method=ranking, ranknet or prompt_pair, or data=table for classes."
+        )
 
 
 def check_device(recipe: Recipe) -> None:
@@ -126,7 +152,7 @@ def check_device(recipe: Recipe) -> None:
 def check_texts(session: Session) -> None:
     """Ask for the longest class text once, so that a prompt that does not fit is refused before training."""
     classes, adapter = session.training_classes, session.adapter
-    if session.trainable:
+    if session.trainable and adapter.task == "classification":
         longest = max(classes.names, key=lambda name: len(session.backbone.token_ids(classes.text(name))))
         adapter.eval()
         with torch.no_grad(), adapter.answering(classes.only([longest])):
@@ -206,14 +232,14 @@ def load_backbone(recipe: Recipe, spec: BackboneSpec) -> FrozenClip:
     return _loaded[key]
 
 
-def unseen_names(backbone: FrozenClip, classes: ClassSet) -> list[str]:
-    """A sentence where class names hold tokens that the backbone never saw in training."""
+def unseen_names(backbone: FrozenClip, classes: ClassSet, kind: str = "class names") -> list[str]:
+    """A sentence where class names (or instructions) hold tokens that the backbone never saw in training."""
     unseen = {name: backbone.unseen_tokens(classes.text(name)) for name in classes.names}
     unseen = {name: tokens for name, tokens in unseen.items() if tokens}
     if not unseen:
         return []
     first = next(iter(unseen))
     return [
-        f"{len(unseen)} of {len(classes)} class names hold words that {backbone.spec.name} never saw, "
+        f"{len(unseen)} of {len(classes)} {kind} hold words that {backbone.spec.name} never saw, "
         f"such as '{unseen[first][0]}' in '{classes.text(first)}': its zero-shot scores mean little for them."
     ]

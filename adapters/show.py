@@ -46,7 +46,7 @@ def plan(session: Session, manifest: Mapping[str, Any] | None = None) -> None:
         "recipe": f"{recipe.name}  (seed {recipe.seed}, protocol {recipe.protocol})",
         "backbone": f"{source}  {spec.image_size} px, {spec.precision}, frozen",
         "method": f"{adapter.variant(adapter.config)}  trained parameters: {share}",
-        "classes": classes,
+        **_what(session, classes),
         "images": f"{counts}  ({recipe.data.shots} shot{'' if recipe.data.shots == 1 else 's'})",
         "split": f"{manifest['hash'][:12]}",
     }
@@ -68,6 +68,15 @@ def plan(session: Session, manifest: Mapping[str, Any] | None = None) -> None:
         if note not in said:
             console.print(f"[yellow]note[/yellow] {escape(note)}")
             said.add(note)
+
+
+def _what(session: Session, classes: str) -> dict[str, str]:
+    """The line about the classes or, where images are ordered, about the instructions."""
+    if session.adapter.task != "ordering":
+        return {"classes": classes}
+    every = session.classes
+    more = f"  (1 of {len(every)} categories)" if len(every) > 1 else ""
+    return {"order": every.texts[every.names[0]][0] + more}
 
 
 def checked(session: Session) -> None:

@@ -13,7 +13,7 @@ from torchvision.transforms import functional as F
 
 from .errors import RecipeError, nearest
 
-PRESETS = ("natural", "aerial", "microscopy", "none")
+PRESETS = ("natural", "aerial", "microscopy", "mirror", "none")
 RATIO = (3 / 4, 4 / 3)
 # Stains differ a little in strength and tint between laboratories; stronger changes would cross class
 # borders.
@@ -113,6 +113,9 @@ class ImageTransform:
         return F.resize(image, [round(height / ratio), round(width / ratio)], mode)
 
     def _augmented(self, image: Any) -> Any:
+        if self.preset == "mirror":  # nothing may be cut off where the image is a quantity
+            image = self._resized(image)
+            return F.hflip(image) if _coin() else image
         box = RandomResizedCrop.get_params(image, list(self.scale), list(RATIO))
         image = F.resized_crop(image, *box, size=list(self.size), interpolation=InterpolationMode.BICUBIC)
         if _coin():

@@ -12,7 +12,7 @@ from .images import UnreadableImage, check_image
 from .listing import Sample
 
 SAMPLINGS = ("limpet", "dassl")
-PRESETS = ("natural", "aerial", "microscopy", "none")
+PRESETS = ("natural", "aerial", "microscopy", "mirror", "none")
 
 
 def parse_shots(shots: object) -> int | None:

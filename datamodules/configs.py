@@ -11,7 +11,7 @@ class AugmentConfig:
     """How training images are varied.
 
     Attributes:
-        preset: natural | aerial | microscopy | none.
+        preset: natural | aerial | microscopy | mirror | none.
         views: number of augmented views kept of each training image (cached features); 0 means fresh
             augmentation at every epoch, and with preset none one plain view.
         scale: smallest and largest share of the image's area that a random crop keeps.
@@ -128,6 +128,76 @@ class ReefConfig(DataConfig):
     train: int = 40
     val: int = 10
     test: int = 30
+    drawing_seed: int = 1
+
+
+@dataclass
+class ListConfig:
+    """How images to be ordered are put into lists; a list is a training batch of one category and instruction.
+
+    Attributes:
+        lists: "every" (each image once in an epoch, lists in proportion to the size of a category) or "uniform"
+            (each list from a category drawn uniformly, as in the reference of the ranking adapter).
+        negatives: share of a list taken from other categories, with value 0; only for counts of several things.
+    """
+
+    lists: str = "every"
+    negatives: float = 0.0
+
+
+@dataclass
+class OrderingConfig(ListConfig, DataConfig):
+    """A CSV or Parquet file with a number for each image to order them by.
+
+    Attributes:
+        table: the file; None for labels.csv in the root.
+        path_column: column of the image's path, relative to the root or to the table's folder.
+        value_column: column of the number.
+        category_column: column of a category within which images are ordered; None where there is only one.
+        instruction_column: column of an instruction for each image; used where it exists.
+        split_column: column with train, val or test; used where it exists and is filled.
+        group_column: column of what must not be split (person, patient); used where it exists.
+        instruction: the instruction where there is no such column; {category} stands for the category.
+        min_value: images with a smaller value are left out.
+        max_value: images with a greater value are left out.
+    """
+
+    name: str = "ordering"
+    shots: Any = "all"
+    batch_size: int = 64
+    table: str | None = None
+    path_column: str = "path"
+    value_column: str = "value"
+    category_column: str | None = None
+    instruction_column: str = "instruction"
+    split_column: str = "split"
+    group_column: str = "group"
+    instruction: str | None = None
+    min_value: float | None = None
+    max_value: float | None = None
+
+
+@dataclass
+class ReefOrderingConfig(ListConfig, DataConfig):
+    """Drawn fish with an exact number to order them by, made on the fly.
+
+    Attributes:
+        attributes: any of count, size, stripes, murkiness; each is a category with an instruction of its own.
+        size: height and width of an image in pixels, 64 to 224.
+        train: training images of each attribute.
+        val: the same for validation.
+        test: the same for the test.
+        drawing_seed: another seed gives other images.
+    """
+
+    name: str = "reef_ordering"
+    shots: Any = "all"
+    batch_size: int = 64
+    attributes: list[str] = field(default_factory=lambda: ["count"])
+    size: int = 64
+    train: int = 600
+    val: int = 100
+    test: int = 300
     drawing_seed: int = 1
 
 

@@ -37,12 +37,14 @@ class Scene:
     facing: tuple[str, ...]
 
 
-def find_species(name: str | int) -> Species:
-    """A species by name or number.
+def find_species(name: str | int | Species) -> Species:
+    """A species by name or number; one of your own stays as it is.
 
     Raises:
         DataError: there is none.
     """
+    if isinstance(name, Species):
+        return name
     if isinstance(name, int):
         if 0 <= name < len(SPECIES):
             return SPECIES[name]
@@ -53,7 +55,7 @@ def find_species(name: str | int) -> Species:
 
 
 def draw_scene(
-    species: str | int | Sequence[str | int],
+    species: str | int | Species | Sequence[str | int | Species],
     seed: int | str = 0,
     *,
     count: int = 1,
@@ -65,7 +67,7 @@ def draw_scene(
     """Draw a scene; the same arguments always give the same scene.
 
     Args:
-        species: name or number, or one for each fish in turn.
+        species: name, number or description, or one for each fish in turn.
         seed: chooses poses, colours and background; the same for every murkiness and size.
         count: number of fish (0 gives empty water); several are kept apart where there is room.
         size: height and width in pixels, 16 to 1024.
@@ -82,7 +84,7 @@ def draw_scene(
             f"size {size}, "
             f"count {count}, murkiness {murkiness}, facing {facing}."
         )
-    wanted = [species] if isinstance(species, str | int) else list(species)
+    wanted = [species] if isinstance(species, str | int | Species) else list(species)
     kinds = [find_species(name) for name in wanted]
     rng = random.Random(digest("reef", VERSION, seed, *(kind.name for kind in kinds), count))
     factor = 4 if size <= 80 else 3 if size <= 128 else 2

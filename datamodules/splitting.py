@@ -31,7 +31,7 @@ def make_pools(listing: Listing, config: DataConfig) -> Pools:
         DataError: a domain that does not exist, or domains asked for without a domain column.
     """
     _check_domains(listing.samples, config)
-    splits, report = _complete(listing, config)
+    splits, report = complete(listing, config)
     pools: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     for sample, split in zip(listing.samples, splits, strict=True):
         wanted = config.test_domains if split == "test" else config.train_domains
@@ -44,7 +44,7 @@ def make_pools(listing: Listing, config: DataConfig) -> Pools:
     return Pools(pools, report)
 
 
-def _complete(listing: Listing, config: DataConfig) -> tuple[list[str | None], list[str]]:
+def complete(listing: Listing, config: DataConfig) -> tuple[list[str | None], list[str]]:
     """Give every sample a split; returns the splits and what was done."""
     names, samples = listing.class_names, listing.samples
     if listing.splits is None:

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from .base import DataModule
-from .configs import DataConfig, TableConfig
+from .configs import TableConfig
 from .errors import DataError, counted, nearest, some
 from .listing import (
     ClassNames,
@@ -40,7 +40,7 @@ class TableDataModule(DataModule):
 
     def listing(self) -> Listing:
         """Read the table."""
-        table = _find_table(self.config)
+        table = find_table(self.config)
         root = find_root(self.config.root) if self.config.root else table.parent
         return read_listing(table, root, self.config)
 
@@ -66,7 +66,7 @@ def read_listing(table: Path, root: Path, config: TableConfig) -> Listing:
     labels = {**given.labels, **_label_numbers(frame, rows, names, columns, table)}
     class_names = order_classes(names, labels)
     number = {name: i for i, name in enumerate(class_names)}
-    paths, files, missing = _locate(frame[columns.path].iloc[rows].tolist(), root, table)
+    paths, files, missing = locate(frame[columns.path].iloc[rows].tolist(), root, table)
     if missing:
         if len(missing) == len(paths):
             where = f"{root}" if root == table.parent else f"{root} nor in {table.parent}"
@@ -77,7 +77,7 @@ def read_listing(table: Path, root: Path, config: TableConfig) -> Listing:
         faults.append(
             f"{counted(len(missing), 'file')} of {table.name} missing and left out: {some(missing, 4)}."
         )
-    splits = _splits(frame, rows, columns, table, config)
+    splits = read_splits(frame, rows, columns.split, table)
     cells = {key: frame[column].iloc[rows].tolist() for key, column in columns.kept.items()}
     samples: list[Sample] = []
     kept_splits: list[str | None] = []
@@ -195,7 +195,12 @@ class _Columns:
         return column
 
 
-def _find_table(config: TableConfig) -> Path:
+def find_table(config: Any) -> Path:
+    """The table that `data.table` names, else labels.csv in `data.root`.
+
+    Raises:
+        DataError: there is none.
+    """
     if not config.table:
         root = find_root(config.root)
         table = root / "labels.csv"
@@ -272,26 +277,31 @@ def _is_whole(text: str) -> bool:
     return text.removeprefix("-").isdecimal()
 
 
-def _splits(
-    frame: pd.DataFrame, rows: list[int], columns: _Columns, table: Path, config: DataConfig
+def read_splits(
+    frame: pd.DataFrame, rows: list[int], column: str | None, table: Path
 ) -> list[str | None] | None:
-    if columns.split is None:
+    """The split that a column gives each of the rows; None without the column, or where it is empty throughout.
+
+    Raises:
+        DataError: a cell names no split.
+    """
+    if column is None:
         return None
-    cells = frame[columns.split].iloc[rows].str.strip().tolist()
+    cells = frame[column].iloc[rows].str.strip().tolist()
     words = {cell: split_word(cell) for cell in set(cells)}
     unknown = sorted(cell for cell, split in words.items() if cell and split is None)
     if unknown:
         raise DataError(
-            f"{table}: the column '{columns.split}' holds {some(unknown)}, where train, val or test "
+            f"{table}: the column '{column}' holds {some(unknown)}, where train, val or test "
             "are expected. If "
-            f"it says where an image comes from, set data.domain_column={columns.split}; splits are "
+            f"it says where an image comes from, set data.domain_column={column}; splits are "
             "then made."
         )
     return [words[cell] for cell in cells] if any(words.values()) else None
 
 
-def _locate(cells: Sequence[str], root: Path, table: Path) -> tuple[list[str], list[str | None], list[str]]:
-    """Find the files: (unique names, files or None, names of those missing)."""
+def locate(cells: Sequence[str], root: Path, table: Path) -> tuple[list[str], list[str | None], list[str]]:
+    """Find the files of path cells: (names relative to root or table, files or None, names of those missing)."""
     bases = list(dict.fromkeys([os.path.abspath(root), os.path.abspath(table.parent)]))  # noqa: PTH100
     paths: list[str] = []
     files: list[str | None] = []

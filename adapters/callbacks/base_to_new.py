@@ -14,7 +14,7 @@ from ..classes import ClassSet
 from ..errors import NeedsImages
 from ..metrics import harmonic_mean
 from ..module import AdaptationModule
-from ..tasks.classification import Outcome, evaluate
+from ..tasks import task_of
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Spaces:
         unanswered: label space -> why the method cannot answer there.
     """
 
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    outcomes: dict[str, Any] = field(default_factory=dict)
     unanswered: dict[str, str] = field(default_factory=dict)
 
     def results(self) -> dict[str, dict[str, Any]]:
@@ -48,7 +48,9 @@ class Spaces:
         """Harmonic mean of base and new accuracy; None where either is missing."""
         if not {"base", "new"} <= self.outcomes.keys():
             return None
-        base, new = (self.outcomes[s].metrics()["accuracy"] for s in ("base", "new"))
+        base, new = (self.outcomes[s].metrics().get("accuracy") for s in ("base", "new"))
+        if base is None or new is None:  # a task whose figures can be negative has no such mean
+            return None
         return harmonic_mean(base, new)
 
 
@@ -64,7 +66,7 @@ def measure(adapter: Adapter, data: Any, spaces: Mapping[str, ClassSet]) -> Spac
     for space, classes in spaces.items():
         try:
             batches = data.restrict(classes.names).test_dataloader()
-            found.outcomes[space] = evaluate(adapter, batches, classes)
+            found.outcomes[space] = task_of(adapter).evaluate(adapter, batches, classes)
         except NeedsImages as error:
             found.unanswered[space] = str(error)
     return found

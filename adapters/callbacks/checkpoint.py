@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..adapter import Batch
 from ..module import AdaptationModule
-from ..tasks.classification import evaluate
+from ..tasks import task_of
 
 
 class ResumeCheckpoint(Checkpoint):
@@ -42,7 +42,7 @@ class ResumeCheckpoint(Checkpoint):
 
 
 class KeepBest(Checkpoint):
-    """Remember the adapter's state with the best accuracy on val (`evaluate.select: val`); of equals the first is kept.
+    """Remember the adapter's state with the best accuracy (or Spearman) on val (`evaluate.select: val`); of equals the first is kept.
 
     Args:
         batches: validation batches, evaluated at the end of every epoch.
@@ -50,7 +50,7 @@ class KeepBest(Checkpoint):
 
     def __init__(self, batches: Sequence[Batch]) -> None:
         self.batches = batches
-        self.accuracy = -1.0
+        self.accuracy = -2.0
         self.epoch = -1
         self.state: dict[str, Tensor] = {}
 
@@ -58,7 +58,8 @@ class KeepBest(Checkpoint):
         """Evaluate, and keep the state where it is better."""
         assert isinstance(pl_module, AdaptationModule)
         adapter = pl_module.adapter
-        accuracy = float(evaluate(adapter, self.batches, adapter.classes).metrics()["accuracy"])
+        task = task_of(adapter)
+        accuracy = float(task.evaluate(adapter, self.batches, adapter.classes).metrics().get(task.HEADLINE, 0.0))
         if accuracy > self.accuracy:
             self.accuracy, self.epoch = accuracy, trainer.current_epoch
             self.state = {k: v.detach().cpu().clone() for k, v in adapter.state_dict().items()}

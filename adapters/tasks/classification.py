@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,11 @@ from ..metrics import classification_metrics, per_class_accuracy, probabilities
 
 if TYPE_CHECKING:
     from ..adapter import Adapter, Batch
+    from ..backbone import FrozenClip
     from ..classes import ClassSet
+    from ..session import Session
+
+HEADLINE = "accuracy"
 
 
 @dataclass
@@ -76,3 +81,53 @@ def evaluate(adapter: Adapter, batches: Iterable[Batch], classes: ClassSet) -> O
     if not logits:
         return Outcome(classes, torch.zeros(0, len(classes)), torch.zeros(0, dtype=torch.long), [])
     return Outcome(classes, torch.cat(logits), torch.cat(labels), paths)
+
+
+def reference(backbone: FrozenClip, classes: ClassSet) -> Adapter:
+    """Zero-shot CLIP."""
+    from ..methods.zero_shot import Config, ZeroShot
+
+    return ZeroShot(Config()).setup(backbone, classes)
+
+
+def class_rows(spaces: Any, zero_shot: Any) -> list[dict[str, Any]]:
+    """Rows of per_class.csv."""
+    rows = []
+    for space, outcome in spaces.outcomes.items():
+        reference = {name: accuracy for name, _, accuracy in zero_shot.outcomes[space].per_class()}
+        for name, images, accuracy in outcome.per_class():
+            rows.append(
+                {
+                    "space": space,
+                    "class": name,
+                    "text": outcome.classes.text(name),
+                    "images": images,
+                    "accuracy": accuracy,
+                    "zero_shot_accuracy": reference[name],
+                }
+            )
+    return rows
+
+
+def lines(values: Mapping[str, Any]) -> str:
+    """The headline of one label space as a line."""
+    from ..show import percent
+
+    return (
+        f"accuracy [bold]{percent(values['accuracy'])} %[/bold], balanced {percent(values['balanced_accuracy'])} %, "
+        f"macro-F1 {percent(values['macro_f1'])} %, {values['images']} images, {values['classes']} classes"
+    )
+
+
+def write_report(run_dir: Path, metrics: Mapping[str, Any], thumbnail: Callable[[str], Any]) -> None:
+    """Write report.html."""
+    from ..report import write_report as write
+
+    write(run_dir, metrics, thumbnail)
+
+
+def show_results(session: Session, metrics: Mapping[str, Any], run_dir: Path) -> None:
+    """Print the table of a finished run, where it is, and what to do next."""
+    from ..show import results
+
+    results(session, metrics, run_dir)

@@ -3,6 +3,7 @@
 import importlib.resources
 
 import pytest
+from limpet.adapter import find
 from limpet.recipe import load
 from limpet.runner import with_features
 from limpet.session import prepare
@@ -13,15 +14,19 @@ PLUMBING = [
 ]  # fmt: skip
 
 
-def method_recipes():
-    """Names of the packaged method recipes."""
+def method_recipes(task):
+    """Names of the packaged method recipes of a task."""
     folder = importlib.resources.files("limpet.recipes") / "method"
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    names = sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    base = {"classification": "quickstart", "ordering": "order_reef"}
+    found = {name: load(base[task], [f"method={name}"])[0].method["name"] for name in names}
+    return [name for name, method in found.items() if find(method).task == task]
 
 
 def pytest_generate_tests(metafunc):
-    if "method" in metafunc.fixturenames:
-        metafunc.parametrize("method", method_recipes())
+    for fixture, task in (("method", "classification"), ("ordering_method", "ordering")):
+        if fixture in metafunc.fixturenames:
+            metafunc.parametrize(fixture, method_recipes(task))
 
 
 @pytest.fixture
