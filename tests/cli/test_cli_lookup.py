@@ -232,7 +232,7 @@ def test_commands_hand_over_what_was_said(monkeypatch, tmp_path):
     seen = []
 
     def note(name):
-        return lambda *args: seen.append((name, args))  # None: nothing went wrong
+        return lambda *args, **settings: seen.append((name, args))  # None: nothing went wrong
 
     monkeypatch.chdir(tmp_path)
     done, open_ = runs.new_run_dir("fish"), runs.new_run_dir("fish")

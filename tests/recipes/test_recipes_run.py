@@ -5,13 +5,28 @@ import json
 import time
 
 import pytest
+from limpet.adapter import find
 from limpet.recipe import load, packaged_names
 from limpet.runner import fit
 
 METHODS = sorted(n.partition("/")[2] for n in packaged_names() if n.startswith("method/"))
 DATA = sorted(n.partition("/")[2] for n in packaged_names() if n.startswith("data/"))
 RUNNABLE = sorted(n for n in packaged_names() if "/" not in n and n != "base")
-SMALL = ["backbone=limpet-tiny", "data.shots=2", "trainer.max_steps=2", "trainer.accelerator=cpu"]
+ORDERING = ("ordering", "reef_ordering")
+
+
+def task(method):
+    """Task of a method recipe."""
+    return find(load("order_reef", [f"method={method}"])[0].method["name"]).task
+
+
+PAIRS = [
+    (method, data)
+    for method in METHODS
+    for data in [*DATA, "parquet"]
+    if (task(method) == "ordering") == (data in ORDERING)
+]
+SMALL = ["backbone=limpet-tiny", "trainer.max_steps=2", "trainer.accelerator=cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +38,7 @@ def sources(fish, tmp_path_factory):
         for i, image in enumerate(sorted(folder.iterdir())):
             part = "train" if i < 4 else "val" if i < 6 else "test"
             path = image.relative_to(fish).as_posix()
-            rows.append({"path": path, "label": folder.name, "split": part, "group": f"{folder.name}{i // 2}"})
+            rows.append({"path": path, "label": folder.name, "split": part, "group": f"{folder.name}{i // 2}", "value": i})
             split[part].append([path, label, folder.name])
     with (root / "fish.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -40,14 +55,21 @@ def sources(fish, tmp_path_factory):
         "table": [f"data.root={fish}", f"data.table={root}/fish.csv"],
         "parquet": [f"data.root={fish}", f"data.table={root}/fish.parquet"],
         "coop_splits": [f"data.root={root}/coop"],
+        "ordering": [f"data.root={fish}", f"data.table={root}/fish.csv", "data.instruction=Sort by number."],
+        "reef_ordering": ["data.train=16", "data.val=4", "data.test=8"],
         "reef": ["data.species=4", "data.train=4", "data.val=2", "data.test=2"],
     }
+
+
+def shots(data):
+    """Few shots where there are classes."""
+    return [] if data in ORDERING else ["data.shots=2"]
 
 
 def check(run, images=None):
     metrics = json.loads((run / "metrics.json").read_text())
     for values in metrics["results"].values():
-        assert 0 <= values["accuracy"] <= 1
+        assert "spearman" in values or 0 <= values["accuracy"] <= 1
         assert images is None or values["images"] == images
     assert (run / "adapter" / "v1" / "adapter.json").is_file()
     return metrics
@@ -57,20 +79,20 @@ def check(run, images=None):
 def test_a_packaged_recipe_runs(name, sources, tmp_path):
     (plain,) = load(name)
     data = sources[plain.data.name]
-    (recipe,) = load(name, [*SMALL, *data, f"run.dir={tmp_path}"])
+    (recipe,) = load(name, [*SMALL, *data, *shots(plain.data.name), f"run.dir={tmp_path}"])
     assert check(fit(recipe))["recipe"] == name
 
 
-@pytest.mark.parametrize("data", [*DATA, "parquet"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "data"), PAIRS)
 def test_every_method_runs_on_every_kind_of_data(method, data, sources, tmp_path):
     kind = "table" if data == "parquet" else data
     file = tmp_path / "mine.yaml"
     file.write_text(f"extends: [base, data/{kind}, trainer/cpu, method/{method}]\n")
-    (recipe,) = load(str(file), [*SMALL, *sources[data], f"run.dir={tmp_path}"])
-    images = {"folder": None, "reef": 8}.get(data, 16)
+    (recipe,) = load(str(file), [*SMALL, *sources[data], *shots(data), f"run.dir={tmp_path}"])
+    images = {"folder": None, "reef": 8, "ordering": None, "reef_ordering": 8}.get(data, 16)
     metrics = check(fit(recipe), images)
-    assert metrics["method"] == method and metrics["results"]["all"]["classes"] == 4
+    assert metrics["method"] == method
+    assert data in ORDERING or metrics["results"]["all"]["classes"] == 4
 
 
 def test_quickstart_in_full_beats_zero_shot(tmp_path):
