@@ -83,6 +83,7 @@ def test_a_packaged_recipe_runs(name, sources, tmp_path):
     assert check(fit(recipe))["recipe"] == name
 
 
+@pytest.mark.slow  # a minute in all
 @pytest.mark.parametrize(("method", "data"), PAIRS)
 def test_every_method_runs_on_every_kind_of_data(method, data, sources, tmp_path):
     kind = "table" if data == "parquet" else data
