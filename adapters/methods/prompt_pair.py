@@ -61,7 +61,7 @@ class PromptPair(OrderingAdapter):
 def poles(instruction: str) -> tuple[str, str]:
     """Prompts for few and many, or low and high, made from an instruction such as "Sort images by the number of cats."."""
     about = _OPENING.sub("", " ".join(instruction.split())).rstrip(".!?") or instruction
-    number = re.match(r"(?:numbers?|counts?|amount) of (.+)", about, re.IGNORECASE)
+    number = re.search(r"\b(?:numbers?|counts?|amount) of (.+)", about, re.IGNORECASE)
     how = re.match(r"how (\w+) (.+?) (is|are|looks?)$", about, re.IGNORECASE)
     if number:
         words = (f"few {number[1]}", f"many {number[1]}")
