@@ -44,6 +44,14 @@ class Prediction:
     error: str | None = None
 
 
+def load_adapter(path: str | Path, version: int | None, backbone: Any, device: str | None, plugins: bool) -> Adapter:
+    """Load an adapter onto the device of `backbone`, else onto `device`, else onto a GPU where there is one."""
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if backbone is not None:
+        place = str(backbone.device)
+    return artifact.load(path, backbone, version=version, device=place, plugins=plugins).to(place)
+
+
 class Classifier:
     """A fitted adapter with its backbone, ready to answer.
 
@@ -79,11 +87,8 @@ class Classifier:
         Raises:
             ArtifactError: If it is missing, damaged or does not fit the backbone.
         """
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if backbone is not None:
-            place = str(backbone.device)
-        adapter = artifact.load(path, backbone, version=version, device=place, plugins=plugins)
-        classifier = cls(adapter.to(place))
+        adapter = load_adapter(path, version, backbone, device, plugins)
+        classifier = cls(adapter)
         classifier.info = dict(artifact.load_info(path, version).get("info") or {})
         return classifier
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import artifact
 from .errors import LimpetError
+from .inference import load_adapter
 
 if TYPE_CHECKING:
     from .ordering_adapter import OrderingAdapter
@@ -71,11 +71,8 @@ class Ranker:
             ArtifactError: it is missing, damaged or does not fit the backbone.
             LimpetError: it does not order images.
         """
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if backbone is not None:
-            place = str(backbone.device)
-        adapter = artifact.load(path, backbone, version=version, device=place, plugins=plugins)
-        return cls(cast("OrderingAdapter", adapter.to(place)))
+        adapter = load_adapter(path, version, backbone, device, plugins)
+        return cls(cast("OrderingAdapter", adapter))
 
     @property
     def instructions(self) -> list[str]:
