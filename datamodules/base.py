@@ -19,7 +19,7 @@ from .checks import check_config, parse_shots, undecodable
 from .configs import DataConfig
 from .errors import DataError, counted, nearest, some
 from .fewshot import MAX_VAL_SHOTS, draw, draw_dassl, short_classes
-from .images import UnreadableImage
+from .images import UnreadableImage, refuse_exhaustion
 from .listing import SPLITS, Listing, Sample, default_text
 from .loading import EpochSampler, ImageDataset, ImageLoader, Transform, collate, read_sample
 from .splitting import make_pools
@@ -90,6 +90,7 @@ class DataModule(LightningDataModule):
             with sample.file.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
+            refuse_exhaustion(error, sample.file)
             raise UnreadableImage(sample.path, error.strerror or "it cannot be opened") from None
 
     def setup(self, stage: str | None = None) -> None:
