@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,15 @@ def read_image(path: str | Path) -> Image.Image:
     return _decode(path, check_only=False)
 
 
+def read_bytes(content: bytes, path: str) -> Image.Image:
+    """Decode the bytes of an image file, as `read_image` does; `path` names it in errors.
+
+    Raises:
+        UnreadableImage: as `read_image`.
+    """
+    return _decode(path, check_only=False, content=content)
+
+
 def check_image(path: str | Path) -> None:
     """Decode an image only to see that it can be: faster than `read_image` for JPEG.
 
@@ -110,11 +120,11 @@ def check_image(path: str | Path) -> None:
     _decode(path, check_only=True)
 
 
-def _decode(path: str | Path, check_only: bool) -> Image.Image:
+def _decode(path: str | Path, check_only: bool, content: bytes | None = None) -> Image.Image:
     try:
-        if os.stat(path).st_size == 0:  # noqa: PTH116
+        if (os.stat(path).st_size if content is None else len(content)) == 0:  # noqa: PTH116
             raise UnreadableImage(path, "the file is empty")
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableImage(path, f"{image.width}x{image.height} pixels are too many")
             _refuse_bands(image, path)
@@ -129,7 +139,7 @@ def _decode(path: str | Path, check_only: bool) -> Image.Image:
     except IsADirectoryError:
         raise UnreadableImage(path, "it is a folder") from None
     except UnidentifiedImageError:
-        raise UnreadableImage(path, _unidentified(path)) from None
+        raise UnreadableImage(path, _unidentified(path) if content is None else "it is not an image of a known format") from None
     except Image.DecompressionBombError:
         raise UnreadableImage(path, "it has too many pixels (a decompression bomb?)") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
