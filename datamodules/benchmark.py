@@ -112,6 +112,7 @@ def make_listing(folder: Path, found: Found, facts: Facts) -> Listing:
     Raises:
         DataError: none of the images is there.
     """
+    folder = found.base or folder
     entries, missing, again = _existing(folder, found.entries)
     if not entries:
         raise DataError(

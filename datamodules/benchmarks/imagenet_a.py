@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from .imagenet import named
@@ -11,4 +12,5 @@ from .reading import Found, class_folders
 def read(folder: Path, variant: str | None = None) -> Found:
     """List the folders of WordNet ids in imagenet-a/ (or in the folder itself)."""
     inside = folder / "imagenet-a"
-    return named(class_folders(inside if inside.is_dir() else folder, "test", folder), folder)
+    inside = inside if inside.is_dir() else folder
+    return replace(named(class_folders(inside, "test"), folder), base=inside)

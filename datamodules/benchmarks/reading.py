@@ -41,6 +41,7 @@ class Found:
         texts: class -> text name, where it is another.
         split: what the split is, as part of a sentence; "" where there is none.
         notes: further sentences for the plan.
+        base: folder that the paths start from; None for that of the data set.
     """
 
     entries: list[Entry]
@@ -48,6 +49,7 @@ class Found:
     texts: dict[str, str] = field(default_factory=dict)
     split: str = ""
     notes: list[str] = field(default_factory=list)
+    base: Path | None = None
 
 
 class NotThere(Exception):

@@ -115,7 +115,7 @@ def test_labels_of_folders_are_right(tmp_path):
     first = {s.path: planes.class_names[s.label] for s in planes.samples["train"]}
     assert first["images/1000001.jpg"] == "Cessna 172" and first["images/1000003.jpg"] == "707-320"
     v2 = ready("imagenetv2", tmp_path)
-    assert {(s.path.split("/")[1], v2.class_names[s.label]) for s in v2.samples["test"]} == {
+    assert {(s.path.split("/")[0], v2.class_names[s.label]) for s in v2.samples["test"]} == {
         ("0", "n01440764"), ("1", "n01443537"), ("744", "n04008634"),
     }  # fmt: skip
     cars = ready("stanford_cars", tmp_path)
