@@ -1,6 +1,5 @@
 """Published data sets in miniature, in their real folders: names, splits, order, and sentences where something is missing."""
 
-import importlib.util
 import json
 from collections import Counter
 from pathlib import Path
@@ -11,10 +10,6 @@ from limpet.datamodules import DataError, load
 from limpet.datamodules.benchmarks.facts import data_sets, imagenet_names, read_json, templates
 from limpet.datamodules.configs import BenchmarkConfig, OrderingBenchmarkConfig
 from torchvision.datasets import cifar
-
-spec = importlib.util.spec_from_file_location("fakes", Path(__file__).parents[1] / "data" / "fakes.py")
-fakes = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fakes)
 
 # text names in label order, and how many images the splits have
 EXPECTED = {
@@ -65,13 +60,13 @@ def texts(data):
     return [" ".join(data.class_texts[name]) for name in data.class_names]
 
 
-def test_every_benchmark_has_a_miniature():
+def test_every_benchmark_has_a_miniature(fakes):
     assert set(fakes.NAMES) == set(data_sets())
     assert set(EXPECTED) == {name for name, facts in data_sets().items() if facts.ordering is None}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_names_order_splits_and_images(name, tmp_path):
+def test_names_order_splits_and_images(fakes, name, tmp_path):
     fakes.write(name, tmp_path)
     data = ready(name, tmp_path)
     words, sizes = EXPECTED[name]
@@ -94,7 +89,7 @@ def test_names_order_splits_and_images(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["fish4knowledge", "ham10000", "isic", "ucf101"])
-def test_what_belongs_together_stays_on_one_side(name, tmp_path):
+def test_what_belongs_together_stays_on_one_side(fakes, name, tmp_path):
     fakes.write(name, tmp_path)
     data = ready(name, tmp_path)
     where = {}
@@ -106,7 +101,7 @@ def test_what_belongs_together_stays_on_one_side(name, tmp_path):
     assert len({s for splits in where.values() for s in splits}) == 3
 
 
-def test_labels_of_folders_are_right(tmp_path):
+def test_labels_of_folders_are_right(fakes, tmp_path):
     for name in ("fgvc_aircraft", "ucf101", "stanford_cars", "imagenetv2", "medmnist"):
         fakes.write(name, tmp_path)
     ucf = ready("ucf101", tmp_path)
@@ -125,7 +120,7 @@ def test_labels_of_folders_are_right(tmp_path):
     assert all(int(s.path.split("/")[1]) % 8 == s.label for s in blood.samples["test"])
 
 
-def test_the_fields_split_file_is_used_in_place(tmp_path):
+def test_the_fields_split_file_is_used_in_place(fakes, tmp_path):
     fakes.write("eurosat", tmp_path)
     top = tmp_path / "eurosat"
     split = {
@@ -144,7 +139,7 @@ def test_the_fields_split_file_is_used_in_place(tmp_path):
         ready("eurosat", tmp_path, split_file="other.json")
 
 
-def test_manifest_says_images_names_templates_and_seed(tmp_path):
+def test_manifest_says_images_names_templates_and_seed(fakes, tmp_path):
     fakes.write("oxford_pets", tmp_path)
     data = ready("oxford_pets", tmp_path, shots=2, seed=3)
     manifest = data.manifest()
@@ -207,7 +202,7 @@ def test_a_missing_data_set_is_a_sentence(name, tmp_path):
         load(kind(dataset=name, root=str(tmp_path)), 1).setup()
 
 
-def test_nothing_is_downloaded_unless_asked_for(tmp_path, monkeypatch):
+def test_nothing_is_downloaded_unless_asked_for(fakes, tmp_path, monkeypatch):
     fetched = []
 
     def fetch(root, download=False):
@@ -227,7 +222,7 @@ def test_nothing_is_downloaded_unless_asked_for(tmp_path, monkeypatch):
         ready("ucf101", tmp_path, download=True)
 
 
-def test_missing_files_are_listed(tmp_path):
+def test_missing_files_are_listed(fakes, tmp_path):
     fakes.write("dtd", tmp_path)
     (tmp_path / "dtd/images/banded/banded_0000.jpg").unlink()
     report = " ".join(ready("dtd", tmp_path).report)
@@ -236,7 +231,7 @@ def test_missing_files_are_listed(tmp_path):
         ready("dtd", tmp_path, strict=True)
 
 
-def test_medmnist_is_chosen_by_name_and_refuses_what_is_no_image(tmp_path):
+def test_medmnist_is_chosen_by_name_and_refuses_what_is_no_image(fakes, tmp_path):
     import numpy as np
 
     fakes.write("medmnist", tmp_path)
@@ -254,7 +249,7 @@ def test_medmnist_is_chosen_by_name_and_refuses_what_is_no_image(tmp_path):
         ready("medmnist", tmp_path, variant="chestmnist")
 
 
-def test_members_of_an_archive_that_are_damaged_are_listed(tmp_path):
+def test_members_of_an_archive_that_are_damaged_are_listed(fakes, tmp_path):
     fakes.write("cifar100", tmp_path)
     import zipfile
 
@@ -268,7 +263,7 @@ def test_members_of_an_archive_that_are_damaged_are_listed(tmp_path):
         ready("cifar100", tmp_path)
 
 
-def test_faces_are_ordered_by_age(tmp_path):
+def test_faces_are_ordered_by_age(fakes, tmp_path):
     fakes.write("utkface", tmp_path)
     fakes.write("adience", tmp_path)
     faces = load(OrderingBenchmarkConfig(dataset="utkface", root=str(tmp_path)), 1)
