@@ -11,6 +11,7 @@ from typing import Any
 
 from . import artifact, files
 from .callbacks.base_to_new import label_spaces, measure
+from .callbacks.controls import measure_controls
 from .callbacks.cross_dataset import OTHER, measure_targets
 from .callbacks.shift import SHIFT
 from .classes import ClassSet
@@ -96,7 +97,9 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     if needs != "images":
         layer = "tokens" if needs == "patches" else "output"
         data = CachedFeatures(data, adapter.backbone, recipe.data.augment, recipe.seed, views=0, layer=layer)
-    spaces = measure(adapter, UnderPresentNames(data, now), label_spaces(classes, recipe.protocol))
+    named = UnderPresentNames(data, now)
+    spaces = measure(adapter, named, label_spaces(classes, recipe.protocol))
+    controls = measure_controls(adapter, named, label_spaces(classes, recipe.protocol))
     targets = ready(load_targets(recipe, adapter.classes), adapter.backbone, features, recipe.seed)
     spaces.add(measure_targets(adapter, targets))
     result: dict[str, Any] = {
@@ -108,6 +111,8 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         "unanswered": spaces.unanswered,
         "unreadable": sorted(data.unreadable),
     }
+    if controls:
+        result["controls"] = controls
     if targets:
         result |= {"transfer": facts(targets), "other_mean": spaces.mean(OTHER), "shift_mean": spaces.mean(SHIFT)}
     digest = hashlib.sha256(json.dumps(list(overrides)).encode()).hexdigest()[:8]
@@ -117,6 +122,9 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         console.print(f"{space}: {task_of(adapter).lines(values)}")
     if result["harmonic_mean"] is not None:
         console.print(f"harmonic mean: [bold]{percent(result['harmonic_mean'])} %[/bold]")
+    for name, control in controls.items():
+        for space, values in control.items():
+            console.print(f"{space}, {name.replace('_', ' ')} instead: {task_of(adapter).lines(values)}")
     for key, title in MEANS.items():
         if result.get(key) is not None:
             console.print(f"{title}: [bold]{percent(result[key])} %[/bold]")

@@ -35,6 +35,7 @@ class Prediction:
         probability: Its probability, in [0, 1].
         top: The most probable classes with their probabilities, best first.
         error: Why the image could not be read; None where it could.
+        because: What speaks for the label, in words with a number, strongest first; empty where the method says nothing.
     """
 
     path: str
@@ -42,6 +43,7 @@ class Prediction:
     probability: float
     top: list[tuple[str, float]] = field(default_factory=list)
     error: str | None = None
+    because: list[tuple[str, float]] = field(default_factory=list)
 
 
 def load_adapter(path: str | Path, version: int | None, backbone: Any, device: str | None, plugins: bool) -> Adapter:
@@ -97,6 +99,13 @@ class Classifier:
         """Names of the classes, in the order of the probabilities."""
         return list(self.adapter.classes.names)
 
+    @property
+    def explains(self) -> bool:
+        """Whether predictions say in words what speaks for them."""
+        from .adapter import Adapter
+
+        return type(self.adapter).evidence is not Adapter.evidence
+
     def text(self, name: str) -> str:
         """The words that stand for a class in prompts."""
         return str(self.adapter.classes.text(name))
@@ -104,6 +113,13 @@ class Classifier:
     @torch.inference_mode()
     def probabilities(self, images: Tensor) -> Tensor:
         """Return class probabilities (B, C), float64 on the CPU, of preprocessed images (B, 3, H, W)."""
+        return self._probabilities(self._batch(images))
+
+    def _probabilities(self, batch: Mapping[str, Any]) -> Tensor:
+        return self.adapter.logits(batch).double().softmax(dim=-1).cpu()
+
+    def _batch(self, images: Tensor) -> dict[str, Any]:
+        """What the adapter reads of preprocessed images."""
         images = images.to(self.backbone.device)
         count = len(images)
         batch: dict[str, Any] = {"path": [""] * count, "index": torch.arange(count)}
@@ -111,7 +127,7 @@ class Classifier:
             batch["feature"] = self.backbone.encode_image(images, normalize=False).float()
         else:
             batch["image"] = images
-        return self.adapter.logits(batch).double().softmax(dim=-1).cpu()
+        return batch
 
     def predict(
         self, images: Source | Iterable[Source], batch_size: int = 64, top: int = 1, threads: int = 4
@@ -212,17 +228,24 @@ class Classifier:
         except (OSError, ValueError, SyntaxError, MemoryError, EOFError) as error:
             return " ".join(str(error).split()) or type(error).__name__
 
+    @torch.inference_mode()
+    def _answers(self, images: Tensor, top: int) -> Iterator[tuple[list[float], list[int], list[tuple[str, float]]]]:
+        """Probabilities and numbers of the best classes of each image, and what speaks for the first."""
+        batch = self._batch(images)
+        values, indices = self._probabilities(batch).topk(top, dim=-1)
+        because = self.adapter.evidence(batch, indices[:, 0].tolist())
+        return zip(values.tolist(), indices.tolist(), because, strict=True)
+
     def _answer(self, batch: Sequence[tuple[str, Tensor | str]], top: int) -> Iterator[Prediction]:
         good = [image for _, image in batch if isinstance(image, Tensor)]
-        answers: Iterator[tuple[list[float], list[int]]] = iter(())
+        answers: Iterator[tuple[list[float], list[int], list[tuple[str, float]]]] = iter(())
         if good:
-            values, indices = self.probabilities(torch.stack(good)).topk(top, dim=-1)
-            answers = zip(values.tolist(), indices.tolist(), strict=True)
+            answers = self._answers(torch.stack(good), top)
         names = self.classes
         for path, image in batch:
             if isinstance(image, str):
                 yield Prediction(path, None, 0.0, [], image)
                 continue
-            numbers, chosen = next(answers)
+            numbers, chosen, because = next(answers)
             best = [(names[index], value) for index, value in zip(chosen, numbers, strict=True)]
-            yield Prediction(path, best[0][0], best[0][1], best)
+            yield Prediction(path, best[0][0], best[0][1], best, because=because)

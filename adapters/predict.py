@@ -138,6 +138,8 @@ def _write(
     header = ["path", "label", "text", "probability"]
     for rank in range(2, top + 1):
         header += [f"top{rank}", f"probability{rank}"]
+    if classifier.explains:
+        header.append("because")
     first: list[Any] = []
     broken: list[tuple[str, str]] = []
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -165,6 +167,8 @@ def _write(
                     ]
                     for name, probability in prediction.top[1:]:
                         row += [cell(name), f"{probability:.6f}"]
+                    if classifier.explains:
+                        row.append(cell("; ".join(f"{words} ({number:.3f})" for words, number in prediction.because)))
                     writer.writerow(row)
                 if len(first) < _SHOWN:
                     first.append(prediction)
@@ -183,6 +187,9 @@ def _show(console: Console, first: list[Any], count: int, common: Path) -> None:
     table = Table(title=title)
     for column, justify in (("image", "left"), ("label", "left"), ("probability", "right")):
         table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    explained = any(prediction.because for prediction in first)
+    if explained:
+        table.add_column("because", overflow="fold")
     for prediction in first:
         if prediction.error is None:
             texts = Text(str(prediction.label)), Text(f"{prediction.probability:.3f}")
@@ -190,7 +197,8 @@ def _show(console: Console, first: list[Any], count: int, common: Path) -> None:
             texts = Text("not readable", style="red"), Text("")
         path = Path(prediction.path)
         short = path.name if path == common else path.relative_to(common)
-        table.add_row(Text(_printable(str(short))), *texts)
+        reasons = [Text("\n".join(f"{n:.2f} {words}" for words, n in prediction.because[:2]))] if explained else []
+        table.add_row(Text(_printable(str(short))), *texts, *reasons)
     console.print(table)
 
 

@@ -153,8 +153,10 @@ def _table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     zero = metrics.get("zero_shot") or {}
     for space, values in metrics["results"].items():
+        controls = [(name.replace("_", " "), c.get(space)) for name, c in (metrics.get("controls") or {}).items()]
         for who, numbers in (
             (metrics.get("method", "this run"), values),
+            *controls,
             ("without training", zero.get(space)),
         ):
             if numbers and not (who == "without training" and metrics.get("method") == "zero_shot"):
@@ -165,7 +167,7 @@ def _table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
                 rows.append({
                     "space": _title(space), "who": who, "cells": cells,
                     "images": numbers.get("images", ""), "classes": numbers.get("classes", ""),
-                    "own": who != "without training",
+                    "own": numbers is values,
                 })  # fmt: skip
     return rows
 

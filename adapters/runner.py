@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from . import __version__, artifact, files, show
 from .callbacks.base_to_new import Spaces, label_spaces, measure
 from .callbacks.checkpoint import KeepBest, ResumeCheckpoint
+from .callbacks.controls import measure_controls
 from .callbacks.cross_dataset import OTHER, Target, measure_targets
 from .callbacks.progress import TrainingProgress
 from .callbacks.provenance import environment
@@ -115,6 +116,9 @@ def execute(session: Session, run_dir: Path) -> Path:
     metrics = metrics_of(session, data, manifest, spaces, zero_shot)
     if targets:
         metrics |= transfer_metrics(targets, spaces, zero_shot)
+    controls = measure_controls(session.adapter, data, label_spaces(session.classes, recipe.protocol))
+    if controls:
+        metrics["controls"] = controls
     augment = dataclasses.asdict(recipe.data.augment)
     record = {"metrics": metrics, "split_hash": manifest["hash"], "recipe": recipe.name, "seed": recipe.seed, "augment": augment}
     artifact.save(session.adapter, run_dir, record)
