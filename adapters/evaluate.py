@@ -11,18 +11,20 @@ from typing import Any
 
 from . import artifact, files
 from .callbacks.base_to_new import label_spaces, measure
-from .callbacks.controls import measure_controls
 from .callbacks.cross_dataset import OTHER, measure_targets
 from .callbacks.shift import SHIFT
 from .classes import ClassSet
 from .errors import RunError
 from .features import CachedFeatures
 from .grow import names_now
+from .more_measures import measure_more
+from .more_measures import show as show_more
 from .recipe import Recipe
-from .session import check_task, choose_classes, load_data, set_transforms
+from .session import check_retrieval, check_task, choose_classes, load_data, set_transforms
 from .show import MEANS, console, percent
 from .tasks import task_of
 from .transfer import facts, load_targets, ready
+from .wordings import check as check_wordings
 
 CHANGEABLE = ("data", "classes", "protocol", "evaluate", "seed")
 
@@ -91,6 +93,11 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     if other:
         console.print(f"not among these data, and no candidates here: {', '.join(other)}")
     check_task(type(adapter), data)
+    for note in check_wordings(recipe.evaluate.wordings, classes, adapter.task):
+        console.print(f"[yellow]note[/yellow] {note}")
+    if recipe.evaluate.task is not None:
+        check_retrieval(recipe, type(adapter), data)
+    images = data
     needs = adapter.needs(adapter.config, adapter.backbone.spec)
     set_transforms(data, adapter.backbone)
     features = needs == "features"
@@ -99,7 +106,7 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         data = CachedFeatures(data, adapter.backbone, recipe.data.augment, recipe.seed, views=0, layer=layer)
     named = UnderPresentNames(data, now)
     spaces = measure(adapter, named, label_spaces(classes, recipe.protocol))
-    controls = measure_controls(adapter, named, label_spaces(classes, recipe.protocol))
+    more = measure_more(adapter, named, images, classes, recipe)
     targets = ready(load_targets(recipe, adapter.classes), adapter.backbone, features, recipe.seed)
     spaces.add(measure_targets(adapter, targets))
     result: dict[str, Any] = {
@@ -111,8 +118,7 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         "unanswered": spaces.unanswered,
         "unreadable": sorted(data.unreadable),
     }
-    if controls:
-        result["controls"] = controls
+    result |= more
     if targets:
         result |= {"transfer": facts(targets), "other_mean": spaces.mean(OTHER), "shift_mean": spaces.mean(SHIFT)}
     digest = hashlib.sha256(json.dumps(list(overrides)).encode()).hexdigest()[:8]
@@ -122,7 +128,7 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         console.print(f"{space}: {task_of(adapter).lines(values)}")
     if result["harmonic_mean"] is not None:
         console.print(f"harmonic mean: [bold]{percent(result['harmonic_mean'])} %[/bold]")
-    for name, control in controls.items():
+    for name, control in more.get("controls", {}).items():
         for space, values in control.items():
             console.print(f"{space}, {name.replace('_', ' ')} instead: {task_of(adapter).lines(values)}")
     for key, title in MEANS.items():
@@ -130,5 +136,6 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
             console.print(f"{title}: [bold]{percent(result[key])} %[/bold]")
     for space, reason in spaces.unanswered.items():
         console.print(f"[yellow]{space}[/yellow]: {reason}")
+    show_more(more, console)
     console.print(f"written to {path}")
     return result

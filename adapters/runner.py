@@ -18,10 +18,9 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from . import __version__, artifact, files, show
+from . import __version__, artifact, files, more_measures, show
 from .callbacks.base_to_new import Spaces, label_spaces, measure
 from .callbacks.checkpoint import KeepBest, ResumeCheckpoint
-from .callbacks.controls import measure_controls
 from .callbacks.cross_dataset import OTHER, Target, measure_targets
 from .callbacks.progress import TrainingProgress
 from .callbacks.provenance import environment
@@ -116,19 +115,19 @@ def execute(session: Session, run_dir: Path) -> Path:
     metrics = metrics_of(session, data, manifest, spaces, zero_shot)
     if targets:
         metrics |= transfer_metrics(targets, spaces, zero_shot)
-    controls = measure_controls(session.adapter, data, label_spaces(session.classes, recipe.protocol))
-    if controls:
-        metrics["controls"] = controls
+    metrics |= more_measures.measure_more(session.adapter, data, session.data, session.classes, recipe)
     augment = dataclasses.asdict(recipe.data.augment)
     record = {"metrics": metrics, "split_hash": manifest["hash"], "recipe": recipe.name, "seed": recipe.seed, "augment": augment}
     artifact.save(session.adapter, run_dir, record)
     files.write_csv(run_dir / "per_class.csv", task.class_rows(spaces, zero_shot))
     files.write_csv(run_dir / "predictions.csv", [{"space": s, **row} for s, o in spaces.outcomes.items() for row in o.predictions()])
+    more_measures.write(metrics, run_dir)
     env["seconds"] = {k: round(v, 3) for k, v in seconds.items()}
     files.write_json(run_dir / "env.json", env)
     files.write_json(run_dir / "metrics.json.part", metrics)
     task.write_report(run_dir, metrics, thumbnails(session))
     (run_dir / "metrics.json.part").replace(run_dir / "metrics.json")
+    more_measures.show(metrics, show.console)
     task.show_results(session, metrics, run_dir)
     return run_dir
 

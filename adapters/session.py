@@ -17,6 +17,7 @@ from .classes import ClassSet
 from .errors import RecipeError, nearest
 from .sections import PROTOCOLS
 from .transfer import load_targets
+from .wordings import check as check_wordings
 
 if TYPE_CHECKING:
     from .callbacks.cross_dataset import Target
@@ -106,6 +107,9 @@ def prepare(recipe: Recipe) -> Session:
     targets = load_targets(recipe, training)
     if targets and method.task != "classification":
         raise RecipeError("evaluate.other and evaluate.shift are for methods that classify images; remove them.")
+    about_words = check_wordings(recipe.evaluate.wordings, classes, method.task)
+    if recipe.evaluate.task is not None:
+        check_retrieval(recipe, method, data)
     backbone = load_backbone(recipe, spec)
     seed_everything(recipe.seed)
     adapter = method(config).setup(backbone, training)
@@ -114,10 +118,25 @@ def prepare(recipe: Recipe) -> Session:
     check_texts(session)
     notes = [target.note for target in targets if target.note]
     kind = "instructions" if adapter.task == "ordering" else "class names"
-    session.notes = [*data.report, *unseen_names(backbone, classes, kind), *notes]
+    session.notes = [*data.report, *unseen_names(backbone, classes, kind), *about_words, *notes]
     if len(classes) == 1 and adapter.task == "classification":
         session.notes.append(f"'{classes.names[0]}' is the only class: every answer is right, whatever is learned.")
     return session
+
+
+def check_retrieval(recipe: Recipe, method: type[Adapter], data: Any) -> None:
+    """Refuse retrieval with a method of another task, or without the training images or captions it is to use."""
+    section = recipe.evaluate.retrieval
+    if method.task != "classification":
+        raise RecipeError(
+            f"evaluate.task=retrieval compares images and texts in one space, and '{method.__name__}' is a method of "
+            f"{method.task}. Remove it."
+        )
+    if section.by == "labels" and (section.whitening or section.gallery == "train") and len(data.samples["train"]) < 2:
+        raise RecipeError(
+            "evaluate.retrieval uses training images (whitening, or gallery: train), and there are none. Give some, or set "
+            "evaluate.retrieval.whitening=false."
+        )
 
 
 def set_transforms(data: Any, backbone: FrozenClip, augment: Any = None) -> None:

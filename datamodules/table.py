@@ -34,6 +34,7 @@ class TableDataModule(DataModule):
 
     Cells are text as written (`no`, `007`, `NA` are names). With both `class` and a whole-number `label`, the
     label gives the order of the classes. Further columns are kept in `Sample.extra`.
+    Rows that repeat an image with another caption add to its `captions`.
     """
 
     config: TableConfig
@@ -82,7 +83,8 @@ def read_listing(table: Path, root: Path, config: TableConfig) -> Listing:
     samples: list[Sample] = []
     kept_splits: list[str | None] = []
     first: dict[str, int] = {}
-    repeated = 0
+    captions: dict[str, list[str]] = {}  # of an image, one a row
+    repeated = captioned = 0
     for i, path in enumerate(paths):
         file = files[i]
         if file is None:
@@ -94,15 +96,24 @@ def read_listing(table: Path, root: Path, config: TableConfig) -> Listing:
                     f"'{names[i]}'. Images with "
                     "several labels (multi-label) cannot be classified here: keep one row for each image."
                 )
-            repeated += 1
+            caption = cells["caption"][i] if "caption" in cells else ""
+            if caption.strip() and caption not in captions[path]:
+                captions[path].append(caption)
+                captioned += 1
+            else:
+                repeated += 1
             continue
         first[path] = i
         extra: dict[str, Any] = {key: column[i] for key, column in cells.items()}
         group, domain = extra.pop("group", "") or None, extra.pop("domain", "") or None
         if "value" in extra:
             extra["value"] = _value(extra["value"])
+        if "caption" in extra:
+            extra["captions"] = captions[path] = [extra["caption"]]
         samples.append(Sample(path, number[names[i]], -1, Path(file), group, domain, extra))
         kept_splits.append(splits[i] if splits else None)
+    if captioned:
+        report.append(f"{counted(captioned, 'row')} of {table.name} give an image a further caption.")
     if repeated:
         report.append(f"{counted(repeated, 'row')} of {table.name} repeat an image and are left out.")
     present = {sample.label for sample in samples}

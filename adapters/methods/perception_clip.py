@@ -91,7 +91,8 @@ class PerceptionCLIP(Adapter):
         counts = torch.tensor([len(group) for group in groups])
         owner = torch.repeat_interleave(torch.arange(len(groups)), counts).to(features.device)
         total = features.new_zeros(len(groups), features.shape[1]).index_add(0, owner, features)
-        return F.normalize(total / counts.to(features)[:, None], dim=-1).unflatten(0, (len(prompts), -1))
+        means = F.normalize(total / counts.to(features)[:, None], dim=-1)
+        return means.reshape(len(prompts), -1, features.shape[1])
 
     def bank(self) -> tuple[Tensor, Tensor]:
         """Text features of the classes (C, Z, D) and of the noun (Z, D)."""
@@ -125,7 +126,8 @@ class PerceptionCLIP(Adapter):
 
     def _answer(self, joint: Tensor, source: Tensor, temperature: Tensor | float) -> Tensor:
         given = (joint / self.config.class_temperature).log_softmax(1)
-        return (given + self._inferred(source, temperature)[:, None]).logsumexp(-1)
+        both: Tensor = given + self._inferred(source, temperature)[:, None]
+        return both.logsumexp(-1)
 
     @torch.no_grad()
     def select(self, batches: Sequence[Batch]) -> None:
