@@ -113,14 +113,16 @@ class ImageIndex:
                 f"Texts of {self.classifier.backbone.spec.name} have {feature.shape[1]} dimensions, and the vectors of this index "
                 f"(pooling {self.info['pooling']}) {self.vectors.shape[1]}: search with an image, or index with --pooling class."
             )
-        return unit(feature)[0]
+        vector: NDArray[np.float64] = unit(feature)[0]
+        return vector
 
     def _image(self, image: Any) -> NDArray[np.float64]:
         transform = transform_of(self.classifier, self.info["pooling"])
         prepared = _prepared(image, transform)
         if isinstance(prepared, str):
             raise LimpetError(f"The image to search with cannot be read: {image}: {prepared}.")
-        return _vectors(self.classifier, prepared[None], self.info["pooling"])[0]
+        vector: NDArray[np.float64] = _vectors(self.classifier, prepared[None], self.info["pooling"])[0]
+        return vector
 
 
 def build(
