@@ -59,13 +59,11 @@ class Descriptions(Adapter):
 
     @classmethod
     def supports(cls, config: Config, spec: BackboneSpec) -> str | None:
-        """Descriptors must be there, and phrases must have a place for them; every backbone will do."""
+        """The file must be readable, and phrases have a place for descriptors; every backbone will do."""
         try:
-            given = bool(config.file and read(config.file)) or bool(config.descriptors)
+            read(config.file) if config.file else None
         except RecipeError as error:
             return f"method.file: {error}"
-        if not given and config.words != "class_name_only":
-            return "method descriptions needs descriptors: set method.file to a JSON or YAML file {class: [phrase, ...]}."
         for phrase in config.phrases:
             if "{class}" not in phrase and "{clause}" not in phrase and "{descriptor}" not in phrase:
                 return f"The phrase '{phrase}' of method.phrases has no {{class}}, {{clause}} or {{descriptor}} in it."
@@ -79,6 +77,9 @@ class Descriptions(Adapter):
 
     def build(self) -> None:
         """See that the descriptors belong to these classes."""
+        if not self.config.descriptors:
+            self.notes.append("There are no descriptors: classes are asked by name alone. Set method.file to a file of them.")
+            return
         self._describe(self.classes)
         described = [name for name in self.classes.names if self._key(name) is not None]
         if not described and self.config.words != "class_name_only":
@@ -99,7 +100,7 @@ class Descriptions(Adapter):
 
     def _describe(self, classes: ClassSet) -> None:
         """Note the classes without descriptors, once."""
-        if self.config.words == "class_name_only":
+        if self.config.words == "class_name_only" or not self.config.descriptors:
             return
         missing = [n for n in classes.names if key_of(n, classes.texts[n], self.config.descriptors) is None]
         new = [name for name in missing if name not in self._said]

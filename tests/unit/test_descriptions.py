@@ -163,7 +163,7 @@ def test_mistakes_are_answered_with_a_sentence(tmp_path, tiny):
     with pytest.raises(RecipeError, match="not a UTF-8"):
         read(str(tmp_path / "d.json"))
     assert "Did you mean 'reef'" in Descriptions.supports(Config(file="reff"), tiny.spec)
-    assert "needs descriptors" in Descriptions.supports(Config(), tiny.spec)
+    assert "no descriptors" in made(tiny, descriptors={}).notes[0]
     assert "no {class}" in Descriptions.supports(Config(descriptors=WORDS, phrases=["a photo"]), tiny.spec)
     with pytest.raises(RecipeError, match=r"None of the 2 classes is described.*'cat'"):
         made(tiny, ClassSet(("x", "y")))
