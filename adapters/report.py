@@ -12,6 +12,7 @@ from typing import Any
 from . import csv_files, files
 from .compare import harmonic_mean, read_metrics
 from .compare_plots import environment
+from .report_extras import extras
 
 Row = dict[str, str]
 SPACES = {
@@ -78,6 +79,7 @@ def render(
             headline=_headline(metrics, wrong, shown),
             columns=_columns(metrics),
             table=_table(metrics),
+            extras=extras(metrics),
             space=SPACES.get(space, (space, "")),
             groups=_bars(classes, metrics),
             matrix=_matrix(shown, texts),

@@ -167,6 +167,7 @@ def test_a_run_measures_every_pooling(tmp_path):
     accuracy = json.loads((folder / "metrics.json").read_text())["results"]["all"]["accuracy"]
     assert found["image_to_text"]["r@1"] == pytest.approx(accuracy)  # the class found first is the answer
     assert found["text_to_image"]["queries"] == 4
+    assert "multi_crop" in (folder / "report.html").read_text()
     with (folder / "retrieval.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 12 and {row["what"] for row in rows} == {"image_to_image", "image_to_text", "text_to_image"}

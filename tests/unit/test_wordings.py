@@ -99,6 +99,8 @@ def test_a_run_compares_wordings(tmp_path, capsys):
         assert low <= values["difference"]["accuracy"] <= high
         assert values["confidence"]["accuracy"][0] <= values["accuracy"] <= values["confidence"]["accuracy"][1]
     assert "edited description" in shown and (folder / "wordings.csv").read_text().count("\n") == 1 + len(found)
+    page = (folder / "report.html").read_text()
+    assert "The same in other words" in page and "several prompts" in page
     asked = evaluate_run(folder, ["evaluate.wordings={plain: '{}'}", "data.species=4"])
     assert asked["wordings"]["all"].keys() >= {"plain"}
 
