@@ -121,16 +121,18 @@ def search_command(
     index = ImageIndex.load(folder)
     image = Path(query).expanduser() if len(query) < 1000 and "\0" not in query else None
     is_image = image is not None and _is_file(image)
+    shown = image.name if is_image and image is not None else query
     if not is_image and Path(query).suffix.lower() in SUFFIXES:
         raise LimpetError(f"There is no image {query} to search with.")
     found = index.search(image if is_image and image is not None else query, top)
     target = out or _fresh(index.folder / "searches", image.stem if is_image and image is not None else query)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        gone = _write(found, query, len(index.paths), target)
+        gone = _write(found, shown, len(index.paths), target)
     except OSError as error:
         raise LimpetError(f"The result cannot be written to {target}: {error.strerror or error}. Name a file with --out.") from None
-    table = Table(title=Text(f"{query}: {len(found)} nearest of {len(index.paths)} images"))
+    console.print(f"{shown}: the {len(found)} nearest of {len(index.paths)} images", highlight=False, markup=False)
+    table = Table()
     table.add_column("rank", justify="right")
     table.add_column("image", overflow="fold")
     table.add_column("similarity", justify="right")

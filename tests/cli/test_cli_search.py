@@ -37,7 +37,7 @@ def test_a_folder_is_indexed_and_searched(limpet, mine, place):
     np.testing.assert_allclose(np.linalg.norm(index.vectors, axis=1), 1, atol=1e-6)
 
     shown = limpet("search", "indexes/mine", "a yellow fish", "--top", "5")
-    assert "5 nearest of 41 images" in shown.replace("\n", " ")
+    assert "a yellow fish: the 5 nearest of 41 images" in shown
     (found,) = (place / "indexes/mine/searches").glob("*.csv")
     assert found.name == "001-a-yellow-fish.csv"
     table = rows(found)
