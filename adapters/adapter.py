@@ -22,6 +22,7 @@ from .errors import LimpetError, RecipeError, nearest
 if TYPE_CHECKING:
     from .backbone import FrozenClip
     from .backbone_spec import BackboneSpec
+    from .backbone_tokens import Text
     from .classes import ClassSet
 
 Batch = Mapping[str, Any]
@@ -55,6 +56,7 @@ class Adapter(nn.Module):
 
     task: ClassVar[str] = "classification"
     keeps_towers: ClassVar[bool] = False  # whether the saved state holds trained towers (large)
+    prompted: ClassVar[bool] = False  # whether `encode_text` puts a text into a learned prompt
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -159,6 +161,10 @@ class Adapter(nn.Module):
         """The tensors an artefact holds; a method may leave out what only training needs."""
         return self.state_dict()
 
+    def sharing(self) -> list[nn.Module]:
+        """Modules outside of this one that hold the same parameters (towers with something put in)."""
+        return []
+
     def data_sized(self) -> tuple[str, ...]:
         """Names of saved tensors whose size is only known from the training data (cache keys, say)."""
         return ()
@@ -221,8 +227,8 @@ class Adapter(nn.Module):
         """Image features (B, D), unit norm."""
         return F.normalize(self.image_feature(batch), dim=-1)
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Text features (N, D), unit norm."""
+    def encode_text(self, texts: Sequence[Text]) -> Tensor:
+        """Text features (N, D), unit norm, of texts or of tuples of token ids, with all that was learned about texts."""
         return self.backbone.encode_text(list(texts)).to(self.dtype)
 
     def class_weights(self) -> Tensor:

@@ -65,6 +65,8 @@ class FineTune(TowerAdapter):
             return tower_problem(config)
         if config.loss not in LOSSES:
             return f"method.loss is '{config.loss}'.{nearest(config.loss, LOSSES)} It is one of {', '.join(LOSSES)}."
+        if config.loss == "contrastive" and config.label_smoothing:
+            return "method.label_smoothing is for cross-entropy; the contrastive loss has no classes to smooth over."
         odd = [part for part in config.parts if part not in PARTS and part != "all"]
         if odd or not config.parts:
             return f"method.parts is {list(config.parts)}: it is [all], or some of {', '.join(PARTS)}."
