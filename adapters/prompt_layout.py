@@ -80,7 +80,6 @@ class PromptLayout:
                 "length."
             )
         tower, limit = backbone.text, backbone.spec.context_length
-        causal = tower is not None and tower.mask is not None
         self.sequences: list[list[int]] = []
         self.names: list[int] = []
         for text in texts:
@@ -90,7 +89,7 @@ class PromptLayout:
             else:
                 *head, end = backbone.tokenizer.sequence(opening)
                 row = [*head, *words, *backbone.token_ids("."), end]
-            if tower is not None and causal:
+            if tower is not None and tower.cuttable:
                 row = row[: tower.end(row) + 1]
             if len(row) > limit:
                 raise BackboneError(
