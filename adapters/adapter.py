@@ -56,6 +56,7 @@ class Adapter(nn.Module):
 
     task: ClassVar[str] = "classification"
     keeps_towers: ClassVar[bool] = False  # whether the saved state holds trained towers (large)
+    selects_again: ClassVar[bool] = True  # whether `select` works after `add_classes`
     prompted: ClassVar[bool] = False  # whether `encode_text` puts a text into a learned prompt
 
     def __init__(self, config: Any) -> None:

@@ -116,8 +116,16 @@ class CachedFeatures:
 
     def restrict(self, names: Sequence[str]) -> CachedFeatures:
         """Return the same split with only the classes `names`, labels in that order, on the same features."""
+        return self._on(self.datamodule.restrict(names))
+
+    def within(self, names: Sequence[str]) -> CachedFeatures:
+        """Return the same split with labels counted in `names`, which hold all its classes, on the same features."""
+        return self._on(self.datamodule.within(names))
+
+    def _on(self, datamodule: Any) -> CachedFeatures:
+        """Another view of the same images, on the same features."""
         child = CachedFeatures(
-            self.datamodule.restrict(names), self.backbone, self.augment, self.seed, self.view_count,
+            datamodule, self.backbone, self.augment, self.seed, self.view_count,
             progress=self.progress, batch_size=self.batch_size, layer=self.layer,
         )  # fmt: skip
         child._parent = self

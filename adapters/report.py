@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import csv_files, files
+from . import continual_report, csv_files, files
 from .compare import harmonic_mean, read_metrics
 from .compare_plots import environment
 
@@ -87,6 +87,7 @@ def render(
             wrong=len(wrong),
             images=len(shown),
             recipe=source,
+            continual=continual_report.block(metrics),
         )
     )
 

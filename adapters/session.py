@@ -17,6 +17,17 @@ from .classes import ClassSet
 from .errors import RecipeError, nearest
 from .precision import bf16_problem
 from .sections import PROTOCOLS
+from .streams import (
+    Plan,
+    check_method,
+    check_recipe,
+    continued,
+    is_continual,
+    known_classes,
+    make_plan,
+    pinned,
+    regulariser_of,
+)
 from .transfer import load_targets
 
 if TYPE_CHECKING:
@@ -37,6 +48,8 @@ class Session:
         adapter: the adapter, set up for `training_classes`, untrained.
         notes: sentences about the data and the classes, for the plan and the results.
         targets: further data to be measured on after training.
+        plan: the sessions of a stream; None where all data come at once.
+        regulariser: what is done against forgetting in them.
     """
 
     recipe: Recipe
@@ -47,6 +60,8 @@ class Session:
     adapter: Adapter
     notes: list[str] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
+    plan: Plan | None = None
+    regulariser: Any = None
 
     @property
     def needs(self) -> str:
@@ -93,6 +108,8 @@ def prepare(recipe: Recipe) -> Session:
     if reason:
         raise RecipeError(reason)
     check_device(recipe)
+    check_recipe(recipe)
+    start = pinned(recipe)
     seed_everything(recipe.seed)
     data = load_data(recipe)
     check_task(method, data)
@@ -101,7 +118,16 @@ def prepare(recipe: Recipe) -> Session:
         data = data.restrict(classes.names)
     data.evaluation_batch = recipe.evaluate.batch_size
     training = classes.base() if recipe.protocol == "base_to_new" else classes
-    check_samples(method, config, spec, data, training)
+    plan = None
+    if is_continual(recipe):
+        plan = make_plan(recipe, data, classes, known_classes(start))
+        data = plan.stream.sessions[0].data if recipe.stream.by == "tasks" else data
+        classes, training = plan.seen(len(plan) - 1), plan.own(0)
+        check_method(method, config, spec)
+        for part in plan.stream.sessions:
+            check_samples(method, config, spec, part.data, plan.union)
+    else:
+        check_samples(method, config, spec, data, training)
     if recipe.protocol == "base_to_new":
         check_new(data, classes)
     targets = load_targets(recipe, training)
@@ -109,13 +135,19 @@ def prepare(recipe: Recipe) -> Session:
         raise RecipeError("evaluate.other and evaluate.shift are for methods that classify images; remove them.")
     backbone = load_backbone(recipe, spec)
     seed_everything(recipe.seed)
-    adapter = method(config).setup(backbone, training)
+    adapter = continued(start, recipe, method, backbone) if start else method(config).setup(backbone, training)
     set_transforms(data, backbone, recipe.data.augment)
-    session = Session(recipe, data, classes, training, backbone, adapter, targets=targets)
+    session = Session(recipe, data, classes, training, backbone, adapter, targets=targets, plan=plan)
+    if plan is not None:
+        session.regulariser = regulariser_of(recipe, adapter)
+        for part in plan.stream.sessions:
+            set_transforms(part.data, backbone, part.data.config.augment)
+            part.data.evaluation_batch = recipe.evaluate.batch_size
     check_texts(session)
     notes = [target.note for target in targets if target.note]
     kind = "instructions" if adapter.task == "ordering" else "class names"
-    session.notes = [*data.report, *unseen_names(backbone, classes, kind), *precision_notes(recipe), *notes]
+    cut = plan.stream.report if plan is not None else []
+    session.notes = [*data.report, *cut, *unseen_names(backbone, classes, kind), *precision_notes(recipe), *notes]
     if len(classes) == 1 and adapter.task == "classification":
         session.notes.append(f"'{classes.names[0]}' is the only class: every answer is right, whatever is learned.")
     return session
@@ -193,7 +225,8 @@ def check_samples(
 def load_data(recipe: Recipe) -> Any:
     """The data module of a recipe, set up."""
     module = importlib.import_module("limpet.datamodules")
-    data = module.load(recipe.data, recipe.seed)
+    tasks = recipe.stream.tasks if recipe.stream.by == "tasks" else {}
+    data = module.load(next(iter(tasks.values()), recipe.data), recipe.seed)
     data.setup()
     return data
 

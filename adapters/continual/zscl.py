@@ -53,8 +53,11 @@ class ZSCL(VRLwF):
         loss = super().loss(adapter, batch, step)
         if not self.config.l2:
             return loss
-        pairs = zip(adapter.learnable(), self._start, strict=True)
-        return loss + self.config.l2 * sum(((p - start.to(p)).float() ** 2).sum() for p, start in pairs)
+        for parameter, start in zip(adapter.learnable(), self._start, strict=True):
+            difference = parameter - start.to(parameter)
+            wide = difference if difference.dtype == torch.float64 else difference.float()
+            loss = loss + float(self.config.l2) * wide.square().sum()
+        return loss
 
     def stepped(self, adapter: Adapter, step: int) -> None:
         """Take a snapshot into the running mean where one is due."""
