@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -244,3 +248,31 @@ def test_regularisers_make_a_grid():
     assert [cell.cell["continual"] for cell in cells[::2]] == ["none", "lwf", "vr_lwf", "zscl", "replay"]
     assert [cell.continual.name for cell in cells[::2]] == ["none", "lwf", "vr_lwf", "zscl", "replay"]
     assert all(dataclasses.is_dataclass(cell.continual) for cell in cells)
+
+
+@pytest.mark.slow
+def test_a_killed_stream_gives_the_same_numbers(tmp_path):
+    """Killed without a chance to say anything, inside a session and between two, then resumed: as if nothing had been."""
+    words = [*SMALL, *LORA, *VR, *CLASSES, *OTHER, "trainer.epochs=6", f"run.dir={tmp_path / 'runs'}"]
+    environment = {**os.environ, "LIMPET_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "limpet", "fit", "quickstart", *words]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    whole, killed = tmp_path / "runs" / "quickstart" / "001", tmp_path / "runs" / "quickstart" / "002"
+
+    def kill_when(words, there):
+        process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not there():
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+
+    kill_when(command, (killed / "sessions" / "01" / "last.ckpt").exists)
+    again = [sys.executable, "-m", "limpet", "resume", str(killed)]
+    for version in (1, 2):
+        kill_when(again, (killed / "adapter" / f"v{version}" / "adapter.json").exists)
+        assert not (killed / "metrics.json").exists()
+    subprocess.run(again, env=environment, check=True, capture_output=True)
+    assert (whole / "metrics.json").read_bytes() == (killed / "metrics.json").read_bytes()
+    for version in (1, 2, 3):
+        ours, theirs = (place / "adapter" / f"v{version}" / "adapter.safetensors" for place in (whole, killed))
+        assert ours.read_bytes() == theirs.read_bytes()
