@@ -43,6 +43,22 @@ def block(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"figures": figures, "kept": kept, "pictures": pictures, "by": stream["by"], "regulariser": stream["regulariser"]}
 
 
+def headline(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The cards on top of the report of a stream of data sets, which has no label space of all classes; else none."""
+    stream = metrics.get("continual")
+    if not stream or stream["by"] != "tasks":
+        return []
+    cards = []
+    for key, words in (
+        ("task_last", "right on average over the data sets, after the last one"),
+        ("transfer", "right on data sets before they were trained"),
+        ("forgetting", "of accuracy on a data set was forgotten"),
+    ):
+        if stream[key] is not None:
+            cards.append({"name": words, "value": f"{100 * stream[key]:.1f} %", "note": ""})
+    return cards
+
+
 def heat_map(stream: Mapping[str, Any]) -> bytes:
     """A[i][j] as a PNG: rows are sessions trained, columns sessions tested; what cannot be answered is left white."""
     import numpy as np

@@ -75,7 +75,7 @@ def render(
         .render(
             metrics=metrics,
             facts=_facts(metrics),
-            headline=_headline(metrics, wrong, shown),
+            headline=continual_report.headline(metrics) or _headline(metrics, wrong, shown),
             columns=_columns(metrics),
             table=_table(metrics),
             space=SPACES.get(space, (space, "")),
