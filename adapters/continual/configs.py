@@ -74,6 +74,7 @@ class VRLwFConfig(VocabularyConfig, DistilConfig, ContinualConfig):
     """LwF with a replayed vocabulary: the teacher's similarities to random texts."""
 
     name: str = "vr_lwf"
+    teacher: str = choice("original", *TEACHERS)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from limpet.continual.vocabulary import Vocabulary, known_words
 from limpet.errors import RecipeError
 
 NAMES = ("blue tang", "clownfish", "moray eel")
-SMALL = {"count": 40, "length": 3, "student_count": 16}
+SMALL = {"count": 40, "length": 3, "student_count": 16, "teacher": "task_start"}
 
 
 def method(tiny, name, **settings):
@@ -57,7 +57,7 @@ METHODS = [("coop", {"context_length": 2}), ("maple", {}), ("vpt", {"length": 2}
 
 @pytest.mark.parametrize(("name", "settings"), METHODS)
 @pytest.mark.parametrize("config", [LwFConfig(), VRLwFConfig(**SMALL), VRLwFConfig(resample="step", **SMALL),
-                                    ZSCLConfig(teacher="task_start", **SMALL)])  # fmt: skip
+                                    ZSCLConfig(**SMALL)])  # fmt: skip
 def test_the_teacher_does_not_move_and_the_student_is_pulled_back(tiny, name, settings, config):
     adapter = method(tiny, name, **settings)
     batch = batch_of(adapter)
@@ -272,3 +272,17 @@ def test_a_teacher_leaves_the_student_as_it_was(tiny):
     assert adapter.training
     assert all(torch.equal(before[k], v) for k, v in adapter.state_dict().items())
     assert {id(p) for p in adapter.learnable()} == {id(p) for _, p in adapter.clip.named_parameters()}
+
+
+def test_the_original_clip_as_teacher(tiny):
+    for name, settings, template in (("coop", {"context_length": 2}, "a photo of a {}."), ("lora", {"dropout": 0.0}, "{}")):
+        adapter = method(tiny, name, **settings)
+        batch = batch_of(adapter)
+        regulariser = started(adapter, VRLwFConfig(**{**SMALL, "teacher": "original"}), batch)
+        train(adapter, Regulariser(regulariser.config), batch)
+        texts = ["red fish", "dog"]
+        expected = tiny.encode_text([template.replace("{}", text) for text in texts])
+        torch.testing.assert_close(regulariser.teacher.text_features(texts), expected)
+        raw = batch["feature"] if "feature" in batch else tiny.encode_image(batch["image"], normalize=False)
+        torch.testing.assert_close(regulariser.teacher.image_features(batch), torch.nn.functional.normalize(raw, dim=-1))
+        torch.testing.assert_close(regulariser.teacher.class_weights(), tiny.encode_text([f"a photo of a {n}." for n in NAMES]))
