@@ -150,9 +150,9 @@ class TowerAdapter(Adapter):
         fixed = self.config.logit_scale
         return self.backbone.logit_scale if fixed is None else float(fixed)
 
-    def logits(self, batch: Batch) -> Tensor:
+    def logits_of(self, features: Tensor) -> Tensor:
         """Scores (B, C): the scale times cosine similarity."""
-        return self.scale * self.encode_image(batch) @ self.class_weights().T
+        return self.scale * features @ self.class_weights().T
 
     def linear_head(self) -> tuple[Tensor, Tensor, bool]:
         """The class weights times the scale."""
