@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,8 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
         gram = x @ x.transpose(-1, -2)
         x = a * x + (b * gram + c * gram @ gram) @ x
     x = x if wide else x.transpose(-1, -2)
-    return x.to(matrices.dtype)
+    result: Tensor = x.to(matrices.dtype)
+    return result
 
 
 class Muon(Optimizer):
@@ -81,11 +82,11 @@ class Muon(Optimizer):
         for (rows, columns), parameters in shapes.items():  # equal shapes go through the iteration together
             ahead = []
             for parameter in parameters:
-                state = self.state[parameter]
+                state, grad = self.state[parameter], cast(Tensor, parameter.grad)
                 if not state:
                     state["momentum"] = torch.zeros_like(parameter)
-                state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-                ahead.append(parameter.grad.lerp(state["momentum"], group["momentum"]))
+                state["momentum"].lerp_(grad, 1 - group["momentum"])
+                ahead.append(grad.lerp(state["momentum"], group["momentum"]))
             parts = group["parts"]
             stacked = torch.stack(ahead).reshape(-1, rows // parts, columns)
             updates = orthogonalised(stacked).reshape(len(parameters), rows, columns)

@@ -32,6 +32,7 @@ class PretrainingDataModule(DataModule):
     """
 
     config: PretrainingConfig
+    unlabelled_training = True
 
     def __init__(self, config: PretrainingConfig, seed: int) -> None:
         super().__init__(config, seed)

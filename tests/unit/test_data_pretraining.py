@@ -158,3 +158,13 @@ def test_held_out_shapes_keep_all_answers():
 def test_impossible_shapes_are_sentences(settings):
     with pytest.raises(DataError, match=r"data\."):
         load(ShapesConfig(**settings), 1)
+
+
+def test_methods_that_need_labels_are_refused_on_captions(root):
+    from limpet.errors import RecipeError
+    from limpet.recipe import load as load_recipe
+    from limpet.session import prepare
+
+    settings = [f"data.root={root}", "data.photos=train.zip", "data.test_photos=test.zip", "backbone=limpet-tiny"]
+    with pytest.raises(RecipeError, match="trained on class labels"):
+        prepare(load_recipe("pretrain_tiny", [*settings, "method=coop"])[0])
