@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from .fewshot import digest
 from .listing import Listing, Sample
 from .pretraining_sources import Caption, Photo, Source, fish_source, photo_source, read_photos, shape_source
 
-VAL_IMAGES = 10  # of each class of the photographs
+VAL_IMAGES = 10  # of each class of the photographs, but no more than a fifth of them
 
 
 class PretrainingDataModule(DataModule):
@@ -56,11 +57,13 @@ class PretrainingDataModule(DataModule):
         if unknown:
             raise DataError(f"{root / config.test_photos} has the class '{unknown[0]}', which {root / config.photos} has not.")
         self._photos = [*train, *test]
-        samples, splits, counts = [], [], dict.fromkeys(names, 0)
+        samples, splits = [], []
+        total = Counter(photo.label for photo in train)
+        kept = {name: min(VAL_IMAGES, total[name] // 5) for name in names}
         for number, photo in enumerate(self._photos):
             label = names.index(photo.label)
-            split = "test" if number >= len(train) else "val" if counts[photo.label] < VAL_IMAGES else "train"
-            counts[photo.label] += split != "test"
+            split = "test" if number >= len(train) else "val" if kept[photo.label] > 0 else "train"
+            kept[photo.label] -= split == "val"
             samples.append(Sample(f"{split}/{photo.path}", label, extra={"number": number}))
             splits.append(split)
         return Listing(names, {name: [name] for name in names}, samples, list(splits))

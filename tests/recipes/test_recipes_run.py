@@ -59,7 +59,7 @@ def sources(fish, tmp_path_factory):
         "reef_ordering": ["data.train=16", "data.val=4", "data.test=8"],
         "pretraining": [
             f"data.root={fish}", "data.photos=.", "data.test_photos=.", "data.shapes=4", "data.fish=2", "data.batch_size=8",
-            "data.epoch_images=16", "data.shots=all", "backbone=tiny", "trainer.precision=32-true",
+            "data.epoch_images=16", "trainer.precision=32-true",
         ],
         "shapes": ["data.attribute=pattern", "data.train=2", "data.val=2", "data.test=2"],
         "reef": ["data.species=4", "data.train=4", "data.val=2", "data.test=2"],

@@ -57,7 +57,7 @@ def test_splits_and_classes(root):
     data = load(config(root), 1)
     data.setup()
     assert data.class_names == ["apple", "aquarium fish"]
-    assert {split: len(samples) for split, samples in data.samples.items()} == {"train": 8, "val": 20, "test": 6}
+    assert {split: len(samples) for split, samples in data.samples.items()} == {"train": 24, "val": 4, "test": 6}
 
 
 def test_batches_mix_the_sources_and_know_all_their_positives(root):
@@ -84,9 +84,9 @@ def test_a_batch_depends_on_seed_and_step_alone(root):
 
 def test_every_photograph_is_seen_once_before_any_is_seen_twice(root):
     loader = load(config(root, photo_share=1.0, shape_share=0.0, fish_share=0.0), 1).train_dataloader()
-    seen = [path for step in range(2) for path in loader.batch(step)["path"]]
-    assert sorted(set(seen[:8])) == sorted(f"photographs/{i}" for i in range(8))
-    assert sorted(set(seen[8:16])) == sorted(set(seen[:8]))
+    seen = [path for step in range(3) for path in loader.batch(step)["path"]]
+    assert sorted(seen[:24]) == sorted(f"photographs/{i}" for i in range(24))
+    assert sorted(seen[24:48]) == sorted(seen[:24])
 
 
 def test_captions_of_shapes_claim_what_the_scene_has():
