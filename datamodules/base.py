@@ -304,6 +304,7 @@ class DataModule(LightningDataModule):
             seed=self.seed,
             random_transform=augment,
             view=view,
+            views=self.config.augment.views if augment else 0,
             keys=self.keys,
             strict=self.config.strict,
             unreadable=self.unreadable,
