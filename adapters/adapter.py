@@ -54,6 +54,7 @@ class Adapter(nn.Module):
     """
 
     task: ClassVar[str] = "classification"
+    resize_mode: ClassVar[str | None] = None  # how images come to the network's size, where not as the backbone asks
     keeps_towers: ClassVar[bool] = False  # whether the saved state holds trained towers (large)
 
     def __init__(self, config: Any) -> None:

@@ -109,6 +109,9 @@ def prepare(recipe: Recipe) -> Session:
     backbone = load_backbone(recipe, spec)
     seed_everything(recipe.seed)
     adapter = method(config).setup(backbone, training)
+    suit(data, adapter)
+    for target in targets:
+        suit(target.data, adapter)
     set_transforms(data, backbone, recipe.data.augment)
     session = Session(recipe, data, classes, training, backbone, adapter, targets=targets)
     check_texts(session)
@@ -118,6 +121,13 @@ def prepare(recipe: Recipe) -> Session:
     if len(classes) == 1 and adapter.task == "classification":
         session.notes.append(f"'{classes.names[0]}' is the only class: every answer is right, whatever is learned.")
     return session
+
+
+def suit(data: Any, adapter: Adapter) -> None:
+    """Let data give what the adapter asks for beside images, and bring images to size as it needs them."""
+    data.ask_for(adapter.batch_keys(adapter.config, adapter.backbone.spec))
+    if adapter.resize_mode is not None:
+        data.resize_mode = adapter.resize_mode
 
 
 def set_transforms(data: Any, backbone: FrozenClip, augment: Any = None) -> None:

@@ -40,6 +40,7 @@ class DataModule(LightningDataModule):
         unreadable: "path: reason" of each image that could not be decoded; grows while batches are made.
         keys: names in `Sample.extra` that items carry besides path, index, label and image; set it before
             loading.
+        offers: further such names that items carry where a method asks for them (see `ask_for`).
         progress: called with (what, done, total) while many images are checked, or None.
         evaluation_batch: images in a batch of val and test; None for `batch_size` of the config.
     """
@@ -56,6 +57,7 @@ class DataModule(LightningDataModule):
         self.report: list[str] = []
         self.unreadable: list[str] = []
         self.keys: tuple[str, ...] = ()
+        self.offers: tuple[str, ...] = ()
         self.progress: Callable[[str, int, int], None] | None = None
         self.evaluation_batch: int | None = None
         self._transforms: dict[str, Transform | None] = {
@@ -107,6 +109,7 @@ class DataModule(LightningDataModule):
         if len(order) < len(listing.samples):
             raise DataError("The data lists an image twice.")
         self.class_names, self.class_texts = listing.class_names, listing.class_texts
+        self.offers = listing.offers or self.offers
         pools = make_pools(listing, self.config)
         self.report = [*listing.report, *pools.report]
         self.samples = {"test": sorted(pools.samples["test"], key=lambda s: s.index)}
@@ -174,6 +177,10 @@ class DataModule(LightningDataModule):
     def set_transforms(self, train: Transform, evaluate: Transform) -> None:
         """Give the transforms from PIL RGB to Tensor (3, H, W): a random one for training and a plain one."""
         self._transforms.update(train=train, evaluate=evaluate)
+
+    def ask_for(self, keys: Sequence[str]) -> None:
+        """Let items carry those of `keys` that the data offer."""
+        self.keys = (*self.keys, *(key for key in keys if key in self.offers and key not in self.keys))
 
     def restrict(self, names: Sequence[str]) -> Self:
         """The same split with only these classes, labelled 0, 1, ... in the order of `names`.
