@@ -55,6 +55,7 @@ class Adapter(nn.Module):
     """
 
     task: ClassVar[str] = "classification"
+    resize_mode: ClassVar[str | None] = None  # how images come to the network's size, where not as the backbone asks
     keeps_towers: ClassVar[bool] = False  # whether the saved state holds trained towers (large)
     selects_again: ClassVar[bool] = True  # whether `select` works after `add_classes`
     prompted: ClassVar[bool] = False  # whether `encode_text` puts a text into a learned prompt

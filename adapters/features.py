@@ -8,6 +8,7 @@ the patch tokens of the image tower (see `tokens.py`).
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,6 +62,10 @@ class CachedFeatures:
         layer: str = "output",
     ) -> None:
         datamodule.setup()
+        regional = set(getattr(datamodule, "offers", ())) & set(getattr(datamodule, "keys", ()))
+        if regional:  # a feature is of the whole image: regions cut from the picture have no place beside it
+            datamodule = copy.copy(datamodule)
+            datamodule.keys = tuple(key for key in datamodule.keys if key not in regional)
         self.datamodule, self.backbone, self.augment, self.seed = datamodule, backbone, augment, seed
         self.plain = augment is None or augment.preset == "none"
         self.view_count = 1 if self.plain else max(int(views), 1)

@@ -137,11 +137,15 @@ def prepare(recipe: Recipe) -> Session:
     backbone = load_backbone(recipe, spec)
     seed_everything(recipe.seed)
     adapter = continued(start, recipe, method, backbone) if start else method(config).setup(backbone, training)
+    suit(data, adapter)
+    for target in targets:
+        suit(target.data, adapter)
     set_transforms(data, backbone, recipe.data.augment)
     session = Session(recipe, data, classes, training, backbone, adapter, targets=targets, plan=plan)
     if plan is not None:
         session.regulariser = regulariser_of(recipe, adapter)
         for part in plan.stream.sessions:
+            suit(part.data, adapter)
             set_transforms(part.data, backbone, part.data.config.augment)
             part.data.evaluation_batch = recipe.evaluate.batch_size
     check_texts(session)
@@ -152,6 +156,13 @@ def prepare(recipe: Recipe) -> Session:
     if len(classes) == 1 and adapter.task == "classification":
         session.notes.append(f"'{classes.names[0]}' is the only class: every answer is right, whatever is learned.")
     return session
+
+
+def suit(data: Any, adapter: Adapter) -> None:
+    """Let data give what the adapter asks for beside images, and bring images to size as it needs them."""
+    data.ask_for(adapter.batch_keys(adapter.config, adapter.backbone.spec))
+    if adapter.resize_mode is not None:
+        data.resize_mode = adapter.resize_mode
 
 
 def set_transforms(data: Any, backbone: FrozenClip, augment: Any = None) -> None:
