@@ -73,7 +73,7 @@ def save(adapter: Adapter, run_dir: str | Path, info: Mapping[str, Any] | None =
         # keys in their order: a method's settings may mean something by it
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=True)
         (beside / INFO).write_text(text + "\n", encoding="utf-8")
-        (beside / CARD).write_text(card(content), encoding="utf-8")
+        (beside / CARD).write_text(card(content, adapter.task), encoding="utf-8")
         number = max((n for n, _ in versions(run_dir)), default=0) + 1
         while True:
             try:

@@ -20,7 +20,7 @@ from .grow import names_now
 from .more_measures import measure_more
 from .more_measures import show as show_more
 from .recipe import Recipe
-from .session import check_retrieval, check_task, choose_classes, load_data, set_transforms
+from .session import check_retrieval, check_task, choose_classes, load_data, set_transforms, suit
 from .show import MEANS, console, percent
 from .tasks import task_of
 from .transfer import facts, load_targets, ready
@@ -99,6 +99,7 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         check_retrieval(recipe, type(adapter), data)
     images = data
     needs = adapter.needs(adapter.config, adapter.backbone.spec)
+    suit(data, adapter)
     set_transforms(data, adapter.backbone)
     features = needs == "features"
     if needs != "images":
@@ -107,7 +108,10 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     named = UnderPresentNames(data, now)
     spaces = measure(adapter, named, label_spaces(classes, recipe.protocol))
     more = measure_more(adapter, named, images, classes, recipe)
-    targets = ready(load_targets(recipe, adapter.classes), adapter.backbone, features, recipe.seed)
+    targets = load_targets(recipe, adapter.classes)
+    for target in targets:
+        suit(target.data, adapter)
+    targets = ready(targets, adapter.backbone, features, recipe.seed)
     spaces.add(measure_targets(adapter, targets))
     result: dict[str, Any] = {
         "run": run_dir.name,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import csv_files, files
+from . import continual_report, csv_files, files
 from .compare import harmonic_mean, read_metrics
 from .compare_plots import environment
 from .report_extras import extras
@@ -76,7 +76,7 @@ def render(
         .render(
             metrics=metrics,
             facts=_facts(metrics),
-            headline=_headline(metrics, wrong, shown),
+            headline=continual_report.headline(metrics) or _headline(metrics, wrong, shown),
             columns=_columns(metrics),
             table=_table(metrics),
             extras=extras(metrics),
@@ -89,6 +89,7 @@ def render(
             wrong=len(wrong),
             images=len(shown),
             recipe=source,
+            continual=continual_report.block(metrics),
         )
     )
 
