@@ -110,13 +110,18 @@ def execute(session: Session, run_dir: Path) -> Path:
     zero_shot = measure(reference, plain, label_spaces(session.classes, recipe.protocol))
     targets = ready(session.targets, session.backbone, session.needs == "features", recipe.seed)
     spaces.add(measure_targets(session.adapter, targets))
+    calibration = calibrate(session, data, spaces)
     zero_shot.add(measure_targets(reference, targets))
     seconds["evaluate"] = time.monotonic() - started - sum(seconds.values())
     metrics = metrics_of(session, data, manifest, spaces, zero_shot)
     if targets:
         metrics |= transfer_metrics(targets, spaces, zero_shot)
+    if calibration:
+        metrics["calibration"] = calibration["metrics"]
     augment = dataclasses.asdict(recipe.data.augment)
     record = {"metrics": metrics, "split_hash": manifest["hash"], "recipe": recipe.name, "seed": recipe.seed, "augment": augment}
+    if calibration:
+        record["calibration"] = calibration["calibration"]
     artifact.save(session.adapter, run_dir, record)
     files.write_csv(run_dir / "per_class.csv", task.class_rows(spaces, zero_shot))
     files.write_csv(run_dir / "predictions.csv", [{"space": s, **row} for s, o in spaces.outcomes.items() for row in o.predictions()])
@@ -127,6 +132,16 @@ def execute(session: Session, run_dir: Path) -> Path:
     (run_dir / "metrics.json.part").replace(run_dir / "metrics.json")
     task.show_results(session, metrics, run_dir)
     return run_dir
+
+
+def calibrate(session: Session, data: Any, spaces: Spaces) -> dict[str, Any]:
+    """What the task fits on the validation images to make probabilities honest; nothing for tasks without probabilities."""
+    task = task_of(session.adapter)
+    if not hasattr(task, "calibrated"):
+        return {}
+    held_out = data.restrict(session.training_classes.names).val_dataloader()
+    found: dict[str, Any] = task.calibrated(session.adapter, held_out, spaces)
+    return found
 
 
 def thumbnails(session: Session) -> Callable[[str], Any]:
