@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .errors import LimpetError
+from .errors import LimpetError, exhausted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,11 +53,11 @@ class ZipMember:
             raise ValueError(self.problem)
         try:
             return self.archive.read(self.name)
-        except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+        except Exception as error:  # zlib and lzma have errors of their own beside those of zipfile
+            if exhausted(error):  # says nothing about the image
+                raise
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             raise ValueError(f"It cannot be unpacked: {reason}.") from error
-        except Exception as error:  # zlib and lzma have errors of their own
-            raise ValueError(f"It is damaged inside the archive: {error}.") from error
 
 
 Located: TypeAlias = "str | ZipMember"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import artifact
 from .calibration import Calibration
-from .errors import LimpetError
+from .errors import LimpetError, exhausted
 from .image_sources import SEVERAL_FRAMES, ZipMember, open_image
 
 if TYPE_CHECKING:
@@ -240,6 +240,8 @@ class Classifier:
             note = "the first of several frames or pages was used" if image.info.get(SEVERAL_FRAMES) else None
             return self.transform(image), note
         except (OSError, ValueError, SyntaxError, MemoryError, EOFError) as error:
+            if exhausted(error):  # says nothing about the image
+                raise
             return " ".join(str(error).split()) or type(error).__name__, None
 
     def _answer(

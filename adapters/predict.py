@@ -241,7 +241,7 @@ def _show(console: Console, first: list[Prediction], images: Sequence[str]) -> N
             table.add_row(name, Text("not readable", style="red"))
             continue
         label = Text(f"{one.label} (abstained)", style="dim") if one.abstained else Text(str(one.label))
-        cells = [name, label, f"{one.probability:.3f}"]
+        cells: list[Text | str] = [name, label, f"{one.probability:.3f}"]
         table.add_row(*cells, *([f"{one.calibrated:.3f}"] if one.calibrated is not None else []))
     console.print(table)
 

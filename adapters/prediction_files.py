@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,8 +57,8 @@ def writing(target: Path, columns: Columns) -> Iterator[Writer]:
     check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
-    kind = {"CSV": _Csv, "JSON lines": _JsonLines, "Parquet": _Parquet}[FORMATS[target.suffix.lower()]]
-    writer = kind(beside, columns)
+    kinds: dict[str, Callable[[Path, Columns], Writer]] = {"CSV": _Csv, "JSON lines": _JsonLines, "Parquet": _Parquet}
+    writer = kinds[FORMATS[target.suffix.lower()]](beside, columns)
     try:
         try:
             yield writer

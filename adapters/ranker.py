@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .errors import LimpetError
+from .errors import LimpetError, exhausted
 from .image_sources import ZipMember, open_image
 from .inference import load_adapter
 
@@ -168,6 +168,8 @@ class Ranker:
             prepared: Tensor = self.transform(open_image(source))
             return prepared
         except (OSError, ValueError, SyntaxError, MemoryError, EOFError) as error:
+            if exhausted(error):  # says nothing about the image
+                raise
             return " ".join(str(error).split()) or type(error).__name__
 
     def nearest(self, instruction: str) -> tuple[str, float]:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from . import __version__, artifact, files, show
 from .callbacks.base_to_new import Spaces, label_spaces, measure
@@ -28,6 +27,7 @@ from .callbacks.shift import SHIFT
 from .errors import LimpetError, RecipeError, RunError
 from .features import CachedFeatures
 from .interpolation import post_step
+from .loggers import log_results, named, open_loggers
 from .module import AdaptationModule
 from .ranks import LateLoader, leave_group, rank, shared_run_dir
 from .recipe import Recipe
@@ -50,6 +50,7 @@ def user_errors() -> tuple[type[Exception], ...]:
 
 def check(recipe: Recipe) -> None:
     """Everything up to the first step, then the plan and the memory it takes on the screen."""
+    named(recipe)
     session = prepare(recipe)
     show.plan(session)
     show.checked(session)
@@ -62,6 +63,7 @@ def fit(recipe: Recipe, run_dir: Path | None = None) -> Path:
         recipe: one cell (no grid).
         run_dir: folder to use; None takes the next free number below `run.dir`/recipe name.
     """
+    named(recipe)
     session = prepare(recipe)
     given = run_dir
     run_dir = shared_run_dir(lambda: given or new_run_dir(recipe.run.name or recipe.name, Path(recipe.run.dir)))
@@ -91,6 +93,7 @@ def execute(session: Session, run_dir: Path) -> Path:
     """Train, evaluate and write everything; metrics.json comes last and marks the run as finished."""
     started = time.monotonic()
     recipe = session.recipe
+    session.loggers = open_loggers(recipe, run_dir)
     env = environment()
     manifest = session.data.manifest()
     if rank() > 0:  # a further device: it only helps to train
@@ -130,6 +133,7 @@ def execute(session: Session, run_dir: Path) -> Path:
     files.write_json(run_dir / "metrics.json.part", metrics)
     task.write_report(run_dir, metrics, thumbnails(session))
     (run_dir / "metrics.json.part").replace(run_dir / "metrics.json")
+    log_results(session.loggers, metrics)
     task.show_results(session, metrics, run_dir)
     return run_dir
 
@@ -229,7 +233,7 @@ def gradient_training(session: Session, loader: Any, held_out: Sequence[Batch], 
             precision=recipe.trainer.precision,
             gradient_clip_val=recipe.trainer.gradient_clip,
             log_every_n_steps=recipe.trainer.log_every,
-            logger=loggers(recipe, run_dir),
+            logger=session.loggers,
             callbacks=callbacks,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -262,19 +266,6 @@ def make_trainer(recipe: Recipe, **settings: Any) -> lightning.Trainer:
             f"trainer.strategy={section.strategy}, trainer.precision={section.precision}: "
             f"{' '.join(str(error).split()).partition('. ')[0].rstrip('.')}."
         ) from error
-
-
-def loggers(recipe: Recipe, run_dir: Path) -> list[Any]:
-    """The loggers of `trainer.loggers`; they write into the run folder's log/.
-
-    Raises:
-        RecipeError: a logger's package is not installed.
-    """
-    kinds: dict[str, Any] = {"csv": CSVLogger, "tensorboard": TensorBoardLogger}
-    try:
-        return [kinds[word](run_dir, name=None, version="log") for word in recipe.trainer.loggers]
-    except ModuleNotFoundError:
-        raise RecipeError("trainer.loggers names tensorboard, which is not installed: pip install tensorboard") from None
 
 
 def metrics_of(session: Session, data: Any, manifest: dict[str, Any], spaces: Spaces, zero_shot: Spaces) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class TrainerConfig:
     precision: str = choice("32-true", *TRAINING_PRECISIONS)
     gradient_clip: float | None = number(None, 0)
     log_every: int = number(10, 1)  # steps
-    loggers: list[str] = field(default_factory=list)  # csv, tensorboard: into the run folder's log/
+    loggers: list[Any] = field(default_factory=list)  # beside log/metrics.csv: tensorboard, a dotted path, {path: arguments}
     threads: int | None = number(None, 1)  # None: PyTorch's own choice
 
 
@@ -112,6 +112,13 @@ class ShiftedImages(OtherImages):
     """What an entry of `evaluate.shift` holds besides the keys of a data section."""
 
     candidates: str = choice("named", "named", "all")  # trained classes that the data name, or all trained ones
+
+
+@dataclass
+class TaskData:
+    """What a task of a stream may set besides the keys of a data section."""
+
+    lr: float | None = number(None, 0)  # its learning rate; None: that of `optim`
 
 
 @dataclass

@@ -12,7 +12,7 @@ from limpet.callbacks.checkpoint import ResumeCheckpoint
 
 RUN_FOLDER = {
     "recipe.yaml", "split.json", "env.json", "metrics.json", "per_class.csv", "predictions.csv", "report.html",
-    "adapter", "last.ckpt",
+    "adapter", "last.ckpt", "log",
 }  # fmt: skip
 
 
@@ -110,6 +110,9 @@ def test_resume_after_ctrl_c_equals_an_uninterrupted_run(settings, limpet, fish,
     assert not Path("runs/fish/002/metrics.json").exists()
     release()
     limpet("resume", "fish/002")
+    logs = [rows(run / "log" / "metrics.csv") for run in (whole, Path("runs/fish/002"))]
+    assert logs[0] == logs[1] and sum(bool(row["loss"]) for row in logs[0]) == 4
+    assert ("val_accuracy" in logs[0][0]) == ("evaluate.select=val" in settings)
     assert Path("runs/fish/002/metrics.json").read_bytes() == (whole / "metrics.json").read_bytes()
     assert "nothing to resume" in limpet("resume", "fish/002", code=2)
 
