@@ -145,6 +145,22 @@ def predict(
         raise typer.Exit(1)
 
 
+@app.command(rich_help_panel="Use")
+def explain(
+    run: RunName,
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="The image to explain.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="PNG to write.")] = None,
+    label: Annotated[
+        str | None, typer.Option("--class", metavar="NAME", help="Explain this class instead of the likeliest one.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if there is one.")] = False,
+    runs: RunsDir = RUNS,
+) -> None:
+    """Show what a decision rests on: patches, near training images, words near learned tokens; write a PNG."""
+    folder = _module("runs").resolve_run(run, runs)
+    _module("explain").explain_command(folder, image, out, label, force)
+
+
 @app.command("add-classes", rich_help_panel="Use")
 def add_classes(
     run: RunName,

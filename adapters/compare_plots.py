@@ -44,9 +44,9 @@ def shots_curve(rows: Sequence[Row]) -> bytes | None:
     axes = figure.add_subplot()
     for name, points in curves.items():
         shots, means, sds = zip(*sorted(points), strict=True)
-        axes.errorbar(shots, means, yerr=sds, marker="o", capsize=3, label=_plain(name))
+        axes.errorbar(shots, means, yerr=sds, marker="o", capsize=3, label=plain_text(name))
     for name, mean in flat.items():
-        axes.axhline(mean, linestyle="--", color="grey", linewidth=1, label=_plain(name))
+        axes.axhline(mean, linestyle="--", color="grey", linewidth=1, label=plain_text(name))
     every = sorted({shots for points in curves.values() for shots, _, _ in points})
     axes.set_xscale("log", base=2)
     axes.set_xticks(every, [str(shots) for shots in every])
@@ -95,6 +95,6 @@ def environment() -> jinja2.Environment:
     return jinja.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Text that matplotlib does not read as mathematics."""
     return text.replace("$", r"\$")

@@ -124,7 +124,7 @@ class Classifier:
         """The words that stand for a class in prompts."""
         return str(self.adapter.classes.text(name))
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: what the adapter remembers is used with gradients by `limpet explain`
     def scores(self, images: Tensor) -> Tensor:
         """Return logits (B, C), float64 on the CPU, of preprocessed images (B, 3, H, W)."""
         images = images.to(self.backbone.device)

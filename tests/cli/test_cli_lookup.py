@@ -16,6 +16,7 @@ COMMANDS = [
     "check",
     "evaluate",
     "predict",
+    "explain",
     "recipes",
     "methods",
     "doctor",
