@@ -22,9 +22,23 @@ from .fewshot import MAX_VAL_SHOTS, draw, draw_dassl, short_classes
 from .images import UnreadableImage, refuse_exhaustion
 from .listing import SPLITS, Listing, Sample, default_text
 from .loading import EpochSampler, ImageDataset, ImageLoader, Transform, collate, read_sample
+from .sharing import shared
 from .splitting import make_pools
 
 __all__ = ["DataModule", "EpochSampler", "ImageDataset", "ImageLoader", "Listing", "Sample", "collate"]
+
+
+def numbered(data: DataModule) -> Listing:
+    """What a source offers, each sample with its index.
+
+    Raises:
+        DataError: the source cannot be used, or lists an image twice.
+    """
+    listing = data.listing()
+    order = {path: i for i, path in enumerate(sorted(sample.path for sample in listing.samples))}
+    if len(order) < len(listing.samples):
+        raise DataError("The data lists an image twice.")
+    return replace(listing, samples=[replace(sample, index=order[sample.path]) for sample in listing.samples])
 
 
 class DataModule(LightningDataModule):
@@ -101,14 +115,11 @@ class DataModule(LightningDataModule):
         """
         if self._ready:
             return
-        listing = self.listing()
+        listing = shared(self, numbered)
         if self.config.strict and listing.strict_faults:
             raise DataError(f"{listing.strict_faults[0]} (data.strict stops here)")
-        order = {path: i for i, path in enumerate(sorted(sample.path for sample in listing.samples))}
-        listing.samples = [replace(sample, index=order[sample.path]) for sample in listing.samples]
-        if len(order) < len(listing.samples):
-            raise DataError("The data lists an image twice.")
-        self.class_names, self.class_texts = listing.class_names, listing.class_texts
+        self.class_names = list(listing.class_names)
+        self.class_texts = {name: list(texts) for name, texts in listing.class_texts.items()}
         pools = make_pools(listing, self.config)
         self.report = [*listing.report, *pools.report]
         self._pools = pools.samples
@@ -293,6 +304,7 @@ class DataModule(LightningDataModule):
             seed=self.seed,
             random_transform=augment,
             view=view,
+            views=self.config.augment.views if augment else 0,
             keys=self.keys,
             strict=self.config.strict,
             unreadable=self.unreadable,
