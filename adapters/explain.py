@@ -155,7 +155,9 @@ def nearest_words(adapter: Adapter, label: str) -> tuple[list[tuple[str, list[tu
         return [], None
     table = tower.embedding.weight.detach().float()
     trained = adapter.backbone.trained_tokens
-    known = torch.arange(len(table)) if trained is None else torch.nonzero(trained).flatten()
+    words_only = torch.ones(len(table), dtype=torch.bool) if trained is None else trained.bool().clone()
+    words_only[[tower.end_id, tower.pad_id, int(adapter.backbone.tokenize(["a"])[0, 0])]] = False  # marks, not words
+    known = torch.nonzero(words_only.cpu()).flatten()
     table = table[known.to(table.device)]
     found = []
     for name, vectors in tokens.items():
