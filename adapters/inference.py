@@ -242,7 +242,7 @@ class Classifier:
         except (OSError, ValueError, SyntaxError, MemoryError, EOFError) as error:
             if exhausted(error):  # says nothing about the image
                 raise
-            return " ".join(str(error).split()) or type(error).__name__, None
+            return " ".join(str(getattr(error, "reason", "") or error).split()) or type(error).__name__, None
 
     def _answer(
         self, batch: Sequence[tuple[str, Tensor | str, str | None]], top: int, threshold: float
