@@ -34,6 +34,11 @@ COLUMNS: dict[str, tuple[str, str | None, str]] = {
     "spearman": ("Spearman", "all", "spearman"),
     "pairwise_accuracy": ("Pairs", "all", "pairwise_accuracy"),
     "kendall": ("Kendall", "all", "kendall"),
+    "stream_last": ("Last", "continual", "last"),
+    "stream_average": ("Avg", "continual", "average_incremental"),
+    "forgetting": ("Forgetting", "continual", "forgetting"),
+    "transfer": ("Transfer", "continual", "transfer"),
+    "retention": ("Retention", "continual", "retention"),
 }
 _WIDE = ("joint_balanced", "joint_f1")  # in the files only: a terminal has 80 columns
 MEANS = {"other": "Others", "shift": "Shifts"}  # kind of further data -> heading of the mean over its data sets
@@ -304,6 +309,8 @@ def _row(key: tuple[str, ...], seeds: Mapping[Any, Mapping[str, Any]], source: s
         for column, (_, space, metric) in COLUMNS.items():
             if space is None:
                 number = run.get("harmonic_mean") if source is None else _harmonic(results)
+            elif space == "continual":
+                number = _over_sessions(run.get("continual") or {}, metric, source is not None)
             else:
                 number = (results.get(space) or {}).get(metric)
             if isinstance(number, int | float):
@@ -311,6 +318,18 @@ def _row(key: tuple[str, ...], seeds: Mapping[Any, Mapping[str, Any]], source: s
         for column, number in _elsewhere(results).items():
             row.values.setdefault(column, []).append(number)
     return row
+
+
+def _over_sessions(stream: Mapping[str, Any], metric: str, zero_shot: bool) -> float | None:
+    """A figure of a stream: of the run, or, where it has one, of zero-shot. Retention is the mean over further data."""
+    if metric == "retention":
+        mean = (stream.get("retention") or {}).get("mean") or {}
+        return mean.get("zero_shot" if zero_shot else "after")
+    if not zero_shot:
+        return stream.get(metric)
+    seen = [value for value in stream.get("zero_shot_seen", ()) if value is not None]
+    figures = {"last": seen[-1], "average_incremental": statistics.fmean(seen)} if seen else {}
+    return figures.get(metric)
 
 
 def _elsewhere(results: Mapping[str, Any]) -> dict[str, float]:

@@ -86,7 +86,7 @@ class Classifier:
         self.info: dict[str, Any] = {}  # what the artefact records about its fit
         self.history: list[dict[str, Any]] = []  # changes of the classes since it was loaded
         self.backbone = adapter.backbone
-        self.transform = self.backbone.transform(train=False)
+        self.transform = self.backbone.transform(train=False, resize_mode=adapter.resize_mode)
 
     @classmethod
     def load(

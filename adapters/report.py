@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import csv_files, files
+from . import continual_report, csv_files, files
 from .compare import harmonic_mean, read_metrics
 from .compare_plots import environment
 from .report_parts import Picture, is_right, learning_curves, reliability, surest
@@ -81,7 +81,7 @@ def render(
         .render(
             metrics=metrics,
             facts=_facts(metrics),
-            headline=_headline(metrics, wrong, shown),
+            headline=continual_report.headline(metrics) or _headline(metrics, wrong, shown),
             columns=_columns(metrics),
             table=_table(metrics),
             space=SPACES.get(space, (space, "")),
@@ -97,6 +97,7 @@ def render(
             wrong=len(wrong),
             images=len(shown),
             recipe=source,
+            continual=continual_report.block(metrics),
         )
     )
 

@@ -39,6 +39,7 @@ from .transfer import facts, ready
 
 if TYPE_CHECKING:
     from .adapter import Adapter, Batch
+    from .continual import Regulariser, Task
 
 CHECKPOINT = "last.ckpt"
 
@@ -65,7 +66,7 @@ def fit(recipe: Recipe, run_dir: Path | None = None) -> Path:
         run_dir: folder to use; None takes the next free number below `run.dir`/recipe name.
     """
     named(recipe)
-    session = prepare(recipe)
+    session = prepare(recipe)  # from here on `init_from` names one version
     given = run_dir
     run_dir = shared_run_dir(lambda: given or new_run_dir(recipe.run.name or recipe.name, Path(recipe.run.dir)))
     if rank() == 0:
@@ -81,7 +82,7 @@ def resume(run_dir: Path) -> Path:
     session = prepare(Recipe.from_run(run_dir))
     recorded = run_dir / "split.json"
     if recorded.exists():
-        before, now = json.loads(recorded.read_text(encoding="utf-8"))["hash"], session.data.manifest()["hash"]
+        before, now = json.loads(recorded.read_text(encoding="utf-8"))["hash"], manifest_of(session)["hash"]
         if before != now:
             raise RunError(
                 f"The data changed since {run_dir} was started (split {before[:12]} then, {now[:12]} now): "
@@ -92,6 +93,9 @@ def resume(run_dir: Path) -> Path:
 
 def execute(session: Session, run_dir: Path) -> Path:
     """Train, evaluate and write everything; metrics.json comes last and marks the run as finished."""
+    if session.plan is not None:
+        runs_stream: Callable[[Session, Path], Path] = importlib.import_module(".stream_runner", __package__).execute
+        return runs_stream(session, run_dir)
     started = time.monotonic()
     recipe = session.recipe
     session.loggers = open_loggers(recipe, run_dir)
@@ -149,6 +153,15 @@ def calibrate(session: Session, data: Any, spaces: Spaces) -> dict[str, Any]:
     return found
 
 
+def manifest_of(session: Session) -> dict[str, Any]:
+    """What was drawn and, of a stream, how it is cut into sessions; the hash is about both."""
+    manifest: dict[str, Any] = session.data.manifest()
+    if session.plan is not None:
+        stream = session.plan.stream.manifest()
+        manifest |= {"stream": stream, "hash": stream["hash"]}
+    return manifest
+
+
 def thumbnails(session: Session) -> Callable[[str], Any]:
     """A function from the path of a test image to its picture, drawn or read, or None."""
     samples = {sample.path: sample for sample in session.data.samples["test"]}
@@ -184,13 +197,26 @@ def fresh_augmentation(session: Session) -> bool:
     return bool(augment.preset != "none" and augment.views == 0)
 
 
-def train(session: Session, data: Any, run_dir: Path) -> None:
-    """Closed form, gradient training, selection."""
+def train(
+    session: Session, data: Any, run_dir: Path, regulariser: Regulariser | None = None, task: Task | None = None, first: bool = True
+) -> None:
+    """Closed form, gradient training, selection.
+
+    Args:
+        session: the run, or one session of a stream.
+        data: its data, as `with_features` gives them.
+        run_dir: where checkpoints go.
+        regulariser: what is done against forgetting, with `task`; None: nothing.
+        task: what the regulariser may know.
+        first: False where the adapter has been fitted before, and has taken in further classes.
+    """
     recipe, adapter = session.recipe, session.adapter
     training = data.restrict(session.training_classes.names)
     features = session.needs != "images"
     seed_everything(recipe.seed)
-    if features:
+    if not first:
+        pass  # done when the classes were added
+    elif features:
         adapter.fit_closed_form(training.closed_form_batches("train", recipe.data.batch_size))
     else:
         adapter.fit_closed_form(training.train_dataloader())
@@ -199,9 +225,13 @@ def train(session: Session, data: Any, run_dir: Path) -> None:
         adapter.notes.append("Chosen on the test images, as published: the figures are optimistic.")
         held_out = list(batches_on(training.test_dataloader(), session.backbone.device))
     if session.trainable and recipe.trainer.epochs > 0 and recipe.trainer.max_steps != 0:
-        gradient_training(session, LateLoader(training_batches(session, training)), held_out, run_dir)
+        if regulariser is not None and task is not None:
+            adapter.train()
+            regulariser.start(adapter, task)
+        gradient_training(session, LateLoader(training_batches(session, training)), held_out, run_dir, regulariser)
     adapter.eval()
-    adapter.select(held_out)
+    if first or adapter.selects_again:
+        adapter.select(held_out)
     post_step(adapter, held_out)
 
 
@@ -231,10 +261,12 @@ def batches_on(loader: Iterable[Batch], device: torch.device) -> Iterable[Batch]
         yield {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
 
-def gradient_training(session: Session, loader: Any, held_out: Sequence[Batch], run_dir: Path) -> None:
+def gradient_training(
+    session: Session, loader: Any, held_out: Sequence[Batch], run_dir: Path, regulariser: Regulariser | None = None
+) -> None:
     """Train with Lightning, from the checkpoint of an interrupted run where there is one."""
     recipe = session.recipe
-    module = AdaptationModule(session.adapter, recipe.optim, recipe.seed)
+    module = AdaptationModule(session.adapter, recipe.optim, recipe.seed, regulariser)
     best = KeepBest(held_out) if recipe.evaluate.select != "last" and held_out else None
     checkpoint = ResumeCheckpoint(run_dir / CHECKPOINT, every=max(1, recipe.trainer.epochs // 50))
     callbacks: list[Any] = [TrainingProgress(show.console), *([best] if best else []), checkpoint]
@@ -252,7 +284,7 @@ def gradient_training(session: Session, loader: Any, held_out: Sequence[Batch], 
             precision=training_precision(recipe),
             gradient_clip_val=recipe.trainer.gradient_clip,
             log_every_n_steps=recipe.trainer.log_every,
-            logger=session.loggers,
+            logger=session.loggers or open_loggers(recipe, run_dir),  # a session of a stream has a log of its own
             callbacks=callbacks,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -268,6 +300,8 @@ def gradient_training(session: Session, loader: Any, held_out: Sequence[Batch], 
     session.adapter.to(session.backbone.device)  # Lightning takes the module back to the CPU
     if best:
         best.restore(module)
+    elif regulariser is not None:
+        regulariser.finish(session.adapter)
 
 
 def make_trainer(recipe: Recipe, **settings: Any) -> lightning.Trainer:
