@@ -232,11 +232,6 @@ class FrozenClip:
             raise BackboneError(f"The text tower of {self.spec.name} does not show its token embeddings.")
         return tower.embed(torch.as_tensor(ids, device=self.device, dtype=torch.long))
 
-    @property
-    def trained_tokens(self) -> Tensor | None:
-        """Which tokens (V,) were seen in training, where that is known (limpet-tiny); else None."""
-        return self._trained_tokens
-
     def unseen_tokens(self, text: str) -> list[str]:
         """Return the tokens of a text that were never trained, in order (known for limpet-tiny)."""
         if self.trained_tokens is None:
