@@ -70,6 +70,7 @@ class Adapter(nn.Module):
         self._classes: ClassSet | None = None
         self._trained: tuple[str, ...] = ()  # the classes that tensors of `per_class` have a row for, in their order
         self._derived: dict[str, Any] = {}  # follows from the classes and the state; never saved
+        self.support_paths: list[str] = []  # of methods that keep training images: the path of each
 
     # Declared properties: answered from the configuration and the backbone's description, before weights load.
 
@@ -330,6 +331,20 @@ class Adapter(nn.Module):
         """
         weights = self.backbone.logit_scale * self.class_weights()
         return weights, weights.new_zeros(len(weights)), True
+
+    # Evidence (limpet explain)
+
+    def support_weights(self, batch: Batch) -> Tensor | None:
+        """Weight (B, N) of each kept training image in the decision about a batch; None for methods that keep none."""
+        return None
+
+    def support_labels(self) -> list[str]:
+        """Class of each kept training image."""
+        return []
+
+    def learned_tokens(self, label: str) -> dict[str, Tensor]:
+        """Learned vectors (n, W) that stand among the token embeddings of a class's prompt, by what they are called."""
+        return {}
 
     # Classes
 

@@ -215,6 +215,8 @@ def load(
         raise ArtifactError(
             f"The tensors in {folder / TENSORS} do not fit {INFO} beside it: {detail}"
         ) from None
+    support = info.get("support")
+    built.support_paths = [str(path) for path in support] if isinstance(support, list) else []
     built.eval()
     return built
 
@@ -304,6 +306,7 @@ def _describe(adapter: Adapter, tensors: Mapping[str, Any], digest: str) -> dict
         "format": FORMAT,
         "method": {"name": reference(adapter), "config": dataclasses.asdict(adapter.config)},
         "classes": adapter.classes.to_dict(),
+        **({"support": list(adapter.support_paths)} if adapter.support_paths else {}),
         "backbone": _backbone(adapter.backbone),
         "tensors": {
             "sha256": digest,

@@ -81,7 +81,7 @@ class TrainerConfig:
     precision: str = choice("32-true", *TRAINING_PRECISIONS)
     gradient_clip: float | None = number(None, 0)
     log_every: int = number(10, 1)  # steps
-    loggers: list[str] = field(default_factory=list)  # csv, tensorboard: into the run folder's log/
+    loggers: list[Any] = field(default_factory=list)  # beside log/metrics.csv: tensorboard, a dotted path, {path: arguments}
     threads: int | None = number(None, 1)  # None: PyTorch's own choice
 
 

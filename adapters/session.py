@@ -49,6 +49,7 @@ class Session:
         adapter: the adapter, set up for `training_classes`, untrained.
         notes: sentences about the data and the classes, for the plan and the results.
         targets: further data to be measured on after training.
+        loggers: Lightning loggers of the training; the first is the run's own CSV log.
         plan: the sessions of a stream; None where all data come at once.
         regulariser: what is done against forgetting in them.
     """
@@ -61,6 +62,7 @@ class Session:
     adapter: Adapter
     notes: list[str] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
+    loggers: list[Any] = field(default_factory=list)
     plan: Plan | None = None
     regulariser: Any = None
 

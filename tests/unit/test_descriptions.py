@@ -1,5 +1,6 @@
 """Classification by description: its files, sentences and identities."""
 
+import csv
 import json
 
 import pytest
@@ -167,3 +168,21 @@ def test_mistakes_are_answered_with_a_sentence(tmp_path, tiny):
     assert "no {class}" in Descriptions.supports(Config(descriptors=WORDS, phrases=["a photo"]), tiny.spec)
     with pytest.raises(RecipeError, match=r"None of the 2 classes is described.*'cat'"):
         made(tiny, ClassSet(("x", "y")))
+
+
+def test_predictions_say_why(tiny, tmp_path, fish, monkeypatch, capsys):
+    from limpet import artifact
+    from limpet.cli import main
+    from limpet.inference import Classifier
+
+    names = tuple(sorted(p.name for p in fish.iterdir()))
+    adapter = Descriptions(Config(file="reef")).setup(tiny, ClassSet(names)).eval()
+    artifact.save(adapter, tmp_path / "run", {})
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", "run", str(fish / names[0]), "--out", "why.csv"]) == 0
+    assert "because" in capsys.readouterr().out
+    with (tmp_path / "why.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    (one, *_) = Classifier(adapter).predict(rows[0]["path"])
+    assert {text for text, _ in one.because} == set(adapter.prompts(one.label))
+    assert rows[0]["because"].startswith(f"{one.because[0][0]} ({one.because[0][1]:.3f}); ")
