@@ -85,6 +85,11 @@ class Adapter(nn.Module):
         return "features"
 
     @classmethod
+    def token_block(cls, config: Any, spec: BackboneSpec) -> int | None:
+        """With `needs` "patches": the block of the image tower whose tokens are read; None: behind all of them."""
+        return None
+
+    @classmethod
     def trainable(cls, config: Any, spec: BackboneSpec) -> bool:
         """Whether gradient training is part of the method."""
         return False

@@ -95,7 +95,8 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     features = needs == "features"
     if needs != "images":
         layer = "tokens" if needs == "patches" else "output"
-        data = CachedFeatures(data, adapter.backbone, recipe.data.augment, recipe.seed, views=0, layer=layer)
+        block = adapter.token_block(adapter.config, adapter.backbone.spec)
+        data = CachedFeatures(data, adapter.backbone, recipe.data.augment, recipe.seed, views=0, layer=layer, block=block)
     spaces = measure(adapter, UnderPresentNames(data, now), label_spaces(classes, recipe.protocol))
     targets = ready(load_targets(recipe, adapter.classes), adapter.backbone, features, recipe.seed)
     spaces.add(measure_targets(adapter, targets))

@@ -53,9 +53,10 @@ def unit_metrics(estimates: Array, values: Array) -> dict[str, float]:
 
 
 def averaged(each: Sequence[dict[str, float] | None]) -> dict[str, float]:
-    """Mean over the categories that have an order."""
+    """Mean over the categories that have an order; what only some of them have (MAE) is left out."""
     have = [one for one in each if one is not None]
-    return {key: float(np.mean([one[key] for one in have])) for key in (have[0] if have else ())}
+    keys = [key for key in (have[0] if have else ()) if all(key in one for one in have)]
+    return {key: float(np.mean([one[key] for one in have])) for key in keys}
 
 
 def intervals(
