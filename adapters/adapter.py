@@ -90,6 +90,14 @@ class Adapter(nn.Module):
         return None
 
     @classmethod
+    def reads_features_too(cls, config: Any, spec: BackboneSpec) -> bool:
+        """Whether training on "images" also compares with their frozen features, `image_feature`.
+
+        Where the recipe fixes the views of an image, batches then hold cached features beside the images.
+        """
+        return False
+
+    @classmethod
     def trainable(cls, config: Any, spec: BackboneSpec) -> bool:
         """Whether gradient training is part of the method."""
         return False
@@ -223,7 +231,7 @@ class Adapter(nn.Module):
         return self.backbone.encode_image(batch["image"], normalize=False).to(self.dtype)
 
     def encode_image(self, batch: Batch) -> Tensor:
-        """Image features (B, D), unit norm."""
+        """Image features (B, D), unit norm; they must not depend on the classes asked about."""
         return F.normalize(self.image_feature(batch), dim=-1)
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
@@ -283,7 +291,11 @@ class Adapter(nn.Module):
 
     def logits(self, batch: Batch) -> Tensor:
         """Scores (B, C), one column a class of `classes`: logit scale times cosine similarity."""
-        return self.backbone.logit_scale * self.encode_image(batch) @ self.class_weights().T
+        return self.logits_of(self.encode_image(batch))
+
+    def logits_of(self, features: Tensor) -> Tensor:
+        """Scores (B, C) of image features (B, D) that `encode_image` gave; for methods that keep `logits` as it is."""
+        return self.backbone.logit_scale * features @ self.class_weights().T
 
     # Classes
 

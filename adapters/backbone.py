@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,7 @@ from .backbone_tokens import Tokenizer, clip_tokenizer
 from .blocks import attention_problem, image_features, image_problem, image_tokens
 from .errors import BackboneError
 from .packed_text import Layout, encode
+from .precision import bf16_problem
 from .towers import TextTower, text_tower
 
 __all__ = ["BackboneSpec", "FrozenClip", "describe"]
@@ -75,7 +77,7 @@ class FrozenClip:
 
     @classmethod
     def load(cls, config: Any, device: str | torch.device = "cpu") -> FrozenClip:
-        """Load a backbone.
+        """Load a backbone; bf16 weights become float32, with a warning, on a CPU without bf16 instructions.
 
         Args:
             config: a name ("limpet-tiny"), or a backbone section: `name`, `pretrained`, `activation`,
@@ -99,7 +101,10 @@ class FrozenClip:
             model, spec, fingerprint, Tokenizer(weights.tokenizer(source), spec.context_length), trained
         )
         clip.text_memory = getattr(config, "text_memory", None)
-        return clip.to(device, DTYPES[source.precision])
+        problem = bf16_problem(device, "backbone.precision") if source.precision == "bf16" else None
+        if problem:
+            warnings.warn(problem, stacklevel=2)
+        return clip.to(device, torch.float32 if problem else DTYPES[source.precision])
 
     @classmethod
     def from_model(
@@ -256,7 +261,7 @@ class FrozenClip:
         """Encode texts; causal native towers skip the padding and share the start of text, which is exact."""
         rows = self.tokenize(texts)
         tower = self.text
-        if tower is None or tower.mask is None or any(attention_problem(b) for b in tower.blocks):
+        if tower is None or not tower.cuttable or any(attention_problem(b) for b in tower.blocks):
             size = max(1, TEXT_TOKENS // rows.shape[1])
             return torch.cat(
                 [_first(self.model.encode_text(part.to(self.device))) for part in torch.split(rows, size)]

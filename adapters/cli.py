@@ -342,6 +342,8 @@ def _sentence(err: Exception, words: Sequence[str]) -> str | None:
     if isinstance(err, OSError) and err.strerror and not isinstance(err, ConnectionError | TimeoutError):
         where = f"{err.filename}: " if err.filename else ""
         return f"{where}{err.strerror} (--debug shows where)."
+    if isinstance(err, MemoryError) or "can't allocate memory" in str(err):
+        return "There is not enough memory: lower data.batch_size, backbone.text_memory or data.num_workers, or close other programs."
     if type(err).__name__ == "OutOfMemoryError":
         return "The GPU is out of memory: lower data.batch_size or backbone.text_memory, or set trainer=cpu."
     return None

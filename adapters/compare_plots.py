@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 from collections.abc import Sequence
 from importlib import resources
@@ -86,6 +87,7 @@ def page(
     )  # fmt: skip
 
 
+@functools.cache  # compiling the templates takes longer than filling them
 def environment() -> jinja2.Environment:
     """The Jinja environment of the pages: templates from the package, every text escaped."""
     import jinja2 as jinja

@@ -31,7 +31,7 @@ from .nodes import (
     split,
 )
 
-SWAPPED = ("method", "data", "trainer")  # sections whose parent a bare word replaces
+SWAPPED = ("method", "data", "trainer", "continual")  # sections whose parent a bare word replaces
 SHORTHANDS = {"backbone": "name", "data.augment": "preset"}  # a scalar for the section means this key of it
 
 

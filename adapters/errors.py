@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -28,6 +29,18 @@ class RunError(LimpetError):
 
 class NeedsImages(LimpetError):
     """A method was asked about classes for which it needs images of those classes."""
+
+
+def exhausted(error: BaseException | None) -> str:
+    """Return "descriptors" or "memory" where an error (or its cause) says that the process has used these up, else ""."""
+    while error is not None:
+        number = getattr(error, "errno", None)
+        if number in (errno.EMFILE, errno.ENFILE):
+            return "descriptors"
+        if number == errno.ENOMEM or isinstance(error, MemoryError):
+            return "memory"
+        error = error.__cause__
+    return ""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ again, and one that cannot be written is done without.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -23,7 +24,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from .errors import LimpetError, exhausted
 
 Array = NDArray[Any]
 KEY = np.dtype("S32")
@@ -181,6 +185,7 @@ class FeatureStore:
             self._write(name, keys, sums, rows)
             self._shards[name] = _read_shard(self.folder / name, self.width, self.dtype)
         except (OSError, ValueError) as error:
+            _refuse_exhaustion(error, self.folder / name)
             warn_once(
                 f"Features cannot be kept in the cache folder {cache_dir()} ({_reason(error)}); this run goes on "
                 "without it. Free some space, or name another folder in the environment variable LIMPET_CACHE."
@@ -203,8 +208,9 @@ class FeatureStore:
     def _refresh(self) -> None:
         """Map the shards that appeared since the last look, and mark the space as used now."""
         try:
-            names = sorted(path.name for path in self.folder.glob("*" + _SHARD))
-        except OSError:
+            names = sorted(path.name for path in self.folder.iterdir() if path.suffix == _SHARD)
+        except OSError as error:
+            _refuse_exhaustion(error, self.folder)
             names = []
         for name in names:
             if name in self._shards:
@@ -215,6 +221,7 @@ class FeatureStore:
             except FileNotFoundError:
                 continue  # evicted by another process a moment ago
             except (OSError, ValueError, EOFError, SyntaxError, MemoryError, OverflowError) as error:
+                _refuse_exhaustion(error, path)
                 warn_once(f"The cache file {path} cannot be read ({_reason(error)}); it is computed again.")
                 if not isinstance(error, OSError):
                     _remove(path)
@@ -255,21 +262,18 @@ def trim(in_use: Path | None = None) -> None:
 
 
 def _read_shard(path: Path, width: int, dtype: np.dtype[Any]) -> tuple[Array, Array, Array]:
-    """Map a shard: keys (n,), checksums (n,), rows (n, D). Raises ValueError where the file is not whole."""
+    """Map a shard: keys (n,), checksums (n,), rows (n, D). Raises ValueError where the file is not whole.
+
+    The map outlives the descriptor: `np.memmap` would keep one open for every shard, and hundreds of shards are
+    more than a process may have.
+    """
     with path.open("rb") as file:
-        keys = np.lib.format.read_array(file, allow_pickle=False)
-        sums = np.lib.format.read_array(file, allow_pickle=False)
-        version = np.lib.format.read_magic(file)
-        if version != (1, 0):
-            raise ValueError("unknown layout")
-        shape, fortran, stored = np.lib.format.read_array_header_1_0(file)
-        offset = file.tell()
         size = os.fstat(file.fileno()).st_size
+        keys, sums = (_read_array(file, size, expected) for expected in (KEY, np.dtype(np.uint32)))
+        shape, stored = _read_header(file)
+        offset = file.tell()
         whole = (
-            keys.dtype == KEY
-            and sums.dtype == np.uint32
-            and stored == dtype
-            and not fortran
+            stored == dtype
             and keys.shape == sums.shape == shape[:1]
             and shape[1:] == (width,)
             and len(keys) > 0
@@ -277,8 +281,54 @@ def _read_shard(path: Path, width: int, dtype: np.dtype[Any]) -> tuple[Array, Ar
         )
         if not whole:
             raise ValueError("it is cut short or holds something else")
-        rows = np.memmap(file, dtype=stored, mode="r", offset=offset, shape=shape)
-    return keys, sums, np.asarray(rows)
+    rows = _map(path, size)[offset:].view(stored).reshape(shape)
+    rows.flags.writeable = False
+    return keys, sums, rows
+
+
+def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of the array that begins here."""
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("unknown layout")
+    shape, fortran, stored = np.lib.format.read_array_header_1_0(file)
+    if fortran or stored.hasobject:
+        raise ValueError("unknown layout")
+    return shape, stored
+
+
+def _read_array(file: BinaryIO, size: int, expected: np.dtype[Any]) -> Array:
+    """Read a small array (n,); a damaged length is noticed before memory is asked for."""
+    shape, stored = _read_header(file)
+    if stored != expected or len(shape) != 1 or not 0 <= shape[0] * stored.itemsize <= size - file.tell():
+        raise ValueError("it is cut short or holds something else")
+    return np.frombuffer(file.read(shape[0] * stored.itemsize), stored)
+
+
+def _map(path: Path, size: int) -> Array:
+    """The bytes of a file (size,) as a private memory map that keeps no descriptor open."""
+    try:
+        return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+    except RuntimeError as error:  # the number in brackets is the system's
+        number = next((n for n in (errno.ENOENT, errno.ENOMEM, errno.EMFILE, errno.ENFILE) if f"({n})" in str(error)), errno.EIO)
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _refuse_exhaustion(error: Exception, path: Path) -> None:
+    """Stop where the process has used up descriptors or memory: the cache is not damaged, and it gets no better.
+
+    Raises:
+        LimpetError: it has.
+    """
+    what = exhausted(error)
+    if what == "descriptors":
+        raise LimpetError(
+            f"{path} cannot be opened: too many files are open. Allow more (ulimit -n 4096, in the shell that starts "
+            "Limpet) or use fewer data.num_workers."
+        ) from error
+    if what:
+        raise LimpetError(
+            f"There is not enough memory for {path}. Close other programs, or use fewer data.num_workers."
+        ) from error
 
 
 def _checksum(key: bytes, row: Array) -> int:

@@ -1,18 +1,20 @@
-"""`evaluate.others` and `evaluate.shift`: data sections of further data sets, read from a recipe."""
+"""`evaluate.others`, `evaluate.shift` and `stream.tasks`: data sections of further data sets, read from a recipe."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import typing
 from collections.abc import Mapping
 from typing import Any
 
 from .errors import RecipeError, nearest
 from .nodes import Node, Scalar, Section, describe, merge
-from .sections import OtherImages, ShiftedImages
+from .sections import OtherImages, ShiftedImages, TaskData
 from .validate import build
 
-KINDS: dict[str, type[OtherImages]] = {"others": OtherImages, "shift": ShiftedImages}
+KINDS: dict[str, type[OtherImages | TaskData]] = {"others": OtherImages, "shift": ShiftedImages, "tasks": TaskData}
+PLACES = {"others": "evaluate", "shift": "evaluate", "tasks": "stream"}
 _SHARED = ("batch_size", "num_workers", "strict", "sampling", "split_seed")  # kept with another data module, too
 
 
@@ -22,12 +24,15 @@ def take_out(tree: Section) -> tuple[Section, dict[str, Section]]:
     Raises:
         RecipeError: one of them is not a section of keys.
     """
-    evaluate = tree.items.get("evaluate")
-    if not isinstance(evaluate, Section):
-        return tree, {}
-    taken = {kind: _section(evaluate.items[kind], f"evaluate.{kind}") for kind in KINDS if kind in evaluate.items}
-    rest = Section({k: v for k, v in evaluate.items.items() if k not in KINDS}, evaluate.origin, evaluate.keys)
-    return Section({**tree.items, "evaluate": rest}, tree.origin, tree.keys), taken
+    taken: dict[str, Section] = {}
+    items = dict(tree.items)
+    for kind, place in PLACES.items():
+        holder = items.get(place)
+        if isinstance(holder, Section) and kind in holder.items:
+            taken[kind] = _section(holder.items[kind], f"{place}.{kind}")
+            rest = {k: v for k, v in holder.items.items() if k != kind}
+            items[place] = Section(rest, holder.origin, holder.keys)
+    return Section(items, tree.origin, tree.keys), taken
 
 
 def read(
@@ -36,7 +41,7 @@ def read(
     """Fill the data sections of one kind.
 
     Args:
-        kind: "others" or "shift".
+        kind: "others", "shift" or "tasks".
         entries: name -> what was written.
         data: the recipe's own data section, which entries with the same `name` (or none) start from.
         schemas: dataclass of each data module.
@@ -47,10 +52,10 @@ def read(
     """
     result: dict[str, Any] = {}
     for name, node in entries.items.items():
-        path = f"evaluate.{kind}.{name}"
+        path = f"{PLACES[kind]}.{kind}.{name}"
         place = entries.keys.get(name, node.origin)
         if not name.strip():
-            raise RecipeError(f"{place}: an entry of evaluate.{kind} has an empty name.")
+            raise RecipeError(f"{place}: an entry of {PLACES[kind]}.{kind} has an empty name.")
         section = _section(node, path)
         main, own = data.items.get("name"), section.items.get("name", data.items.get("name"))
         word = own.text if isinstance(own, Scalar) else ""
@@ -76,9 +81,10 @@ def _section(node: Node, path: str) -> Section:
 
 @functools.cache
 def _schema(schema: type, kind: str) -> type:
-    """A data section's dataclass with the keys of `OtherImages` or `ShiftedImages` behind its own."""
+    """A data section's dataclass with the keys of `KINDS` behind its own."""
     own = KINDS[kind]
+    hints = typing.get_type_hints(own)
     more: list[tuple[str, Any, Any]] = [
-        (f.name, str, dataclasses.field(default=f.default, metadata=f.metadata)) for f in dataclasses.fields(own)
+        (f.name, hints[f.name], dataclasses.field(default=f.default, metadata=f.metadata)) for f in dataclasses.fields(own)
     ]
     return dataclasses.make_dataclass(f"{schema.__name__}Of{kind.capitalize()}", more, bases=(schema,))

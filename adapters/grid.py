@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import re
 import subprocess
@@ -19,10 +20,22 @@ if TYPE_CHECKING:
     from .recipe import Recipe
 
 
+NAME_BYTES = 150  # of a cell's folder name; file systems allow 255
+
+
 def cell_name(recipe: Recipe) -> str:
-    """Folder name of a cell, from its values: "method=coop,seed=1"."""
+    """Folder name of a cell, from its values: "method=coop,seed=1".
+
+    Where a name cannot be spelled out (too long, or signs that no folder name should have) a digest of the values ends
+    it, so that two cells never share a folder.
+    """
     text = ",".join(f"{key}={value}" for key, value in sorted(recipe.cell.items()))
-    return re.sub(r"[^\w=,.+-]+", "_", text)[:150]
+    name = re.sub(r"[^\w=,.+-]+", "_", text)
+    if name == text and len(name.encode()) <= NAME_BYTES:
+        return name
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    short = name.encode("utf-8", "ignore")[: NAME_BYTES - len(digest) - 1].decode("utf-8", "ignore")
+    return f"{short}-{digest}"
 
 
 def grid_dir(recipes: Sequence[Recipe]) -> Path:
@@ -47,6 +60,37 @@ def in_own_process(recipe: Recipe, cell: Path) -> None:
         raise RunError(f"It ended with code {done.returncode}; its own words are above.")
 
 
+def run_cells(recipes: Sequence[Recipe], folder: Path) -> dict[str, str]:
+    """Run every cell that is not finished; images are listed once for all of them.
+
+    Returns:
+        Name of each cell that could not run -> why.
+    """
+    failed: dict[str, str] = {}
+    user_errors = runner.user_errors()
+    with importlib.import_module(".datamodules.sharing", __package__).sharing():
+        for number, recipe in enumerate(recipes, 1):
+            name = cell_name(recipe)
+            cell = folder / name
+            head = f"[bold]cell {number} of {len(recipes)}[/bold] {name}"
+            if (cell / "metrics.json").exists():
+                console.print(f"{head}: already finished")
+                continue
+            console.rule(head)
+            runs.mark_current(cell)
+            try:
+                if recipe.trainer.devices > 1:
+                    in_own_process(recipe, cell)
+                elif (cell / "recipe.yaml").exists():
+                    runner.resume(cell)
+                else:
+                    runner.fit(recipe, cell)
+            except user_errors as error:
+                failed[name] = str(error)
+                console.print(f"[red]this cell cannot run:[/red] {error}")
+    return failed
+
+
 def fit_grid(recipes: Sequence[Recipe]) -> Path:
     """Run every cell that is not finished, continue interrupted ones, print mean and standard deviation over seeds.
 
@@ -57,27 +101,7 @@ def fit_grid(recipes: Sequence[Recipe]) -> Path:
     """
     folder = grid_dir(recipes)
     folder.mkdir(parents=True, exist_ok=True)
-    failed: dict[str, str] = {}
-    user_errors = runner.user_errors()
-    for number, recipe in enumerate(recipes, 1):
-        name = cell_name(recipe)
-        cell = folder / name
-        head = f"[bold]cell {number} of {len(recipes)}[/bold] {name}"
-        if (cell / "metrics.json").exists():
-            console.print(f"{head}: already finished")
-            continue
-        console.rule(head)
-        runs.mark_current(cell)
-        try:
-            if recipe.trainer.devices > 1:
-                in_own_process(recipe, cell)
-            elif (cell / "recipe.yaml").exists():
-                runner.resume(cell)
-            else:
-                runner.fit(recipe, cell)
-        except user_errors as error:
-            failed[name] = str(error)
-            console.print(f"[red]this cell cannot run:[/red] {error}")
+    failed = run_cells(recipes, folder)
     files.write_json(folder / "grid.json", {"cells": [cell_name(r) for r in recipes], "failed": failed})
     finished = [folder / cell_name(r) for r in recipes if (folder / cell_name(r) / "metrics.json").exists()]
     if finished:

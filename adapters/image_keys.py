@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from .errors import exhausted
 from .feature_store import cache_dir, warn_once
 
 _SETTLED_NS = 2 * 10**9
@@ -68,7 +69,9 @@ def image_keys(samples: Sequence[S], compute: Callable[[S], str], kind: str = ""
     def key(number: int) -> str | None:
         try:
             return compute(samples[number])
-        except (OSError, ValueError):  # the error of an unreadable image is a ValueError
+        except (OSError, ValueError) as error:  # the error of an unreadable image is a ValueError
+            if exhausted(error):  # says nothing about the image
+                raise
             return None
 
     with ThreadPoolExecutor(4) as pool:  # hashing lets other threads run

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import artifact
-from .errors import LimpetError
+from .errors import LimpetError, exhausted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -210,6 +210,8 @@ class Classifier:
             prepared: Tensor = self.transform(image.convert("RGB"))
             return prepared
         except (OSError, ValueError, SyntaxError, MemoryError, EOFError) as error:
+            if exhausted(error):  # says nothing about the image
+                raise
             return " ".join(str(error).split()) or type(error).__name__
 
     def _answer(self, batch: Sequence[tuple[str, Tensor | str]], top: int) -> Iterator[Prediction]:

@@ -79,13 +79,12 @@ class PromptLayout:
                 "length."
             )
         tower, limit = backbone.text, backbone.spec.context_length
-        causal = tower is not None and tower.mask is not None
         self.sequences: list[list[int]] = []
         self.names: list[int] = []
         for text in texts:
             words = text.replace("_", " ")
             row = backbone.tokenizer.sequence(f"{opening} {words}.".strip())
-            if tower is not None and causal:
+            if tower is not None and tower.cuttable:
                 row = row[: tower.end(row) + 1]
             if len(row) > limit:
                 raise BackboneError(

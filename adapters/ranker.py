@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .errors import LimpetError
+from .errors import LimpetError, exhausted
 from .inference import load_adapter
 
 if TYPE_CHECKING:
@@ -172,6 +172,8 @@ class Ranker:
             prepared: Tensor = self.transform(image.convert("RGB"))
             return prepared
         except (OSError, ValueError, SyntaxError, MemoryError, EOFError) as error:
+            if exhausted(error):  # says nothing about the image
+                raise
             return " ".join(str(error).split()) or type(error).__name__
 
     def nearest(self, instruction: str) -> tuple[str, float]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from .compose import Composed, compose, find_recipe, packaged_folder, packaged_names
 from .emit import escape, lines, written
 from .errors import RecipeError, RunError, nearest
-from .further_data import read, take_out
+from .further_data import PLACES, read, take_out
 from .nodes import Items, Node, Scalar, Section, describe, plain_data
 from .sections import (
     LOGGERS,
@@ -65,6 +65,8 @@ _ORDER = (
     "evaluate",
     "run",
     "stream",
+    "continual",
+    "init_from",
 )
 
 
@@ -78,6 +80,9 @@ class Recipe:
         protocol: "all", "base_to_new" or "cross_dataset".
         method: `name`, and the method's own keys as written (`method_config` checks them).
         data: The dataclass of the data module that `data.name` names.
+        stream: How the data arrive in sessions; `stream.by` is None where they do not.
+        continual: The dataclass of the regulariser that `continual.name` names.
+        init_from: The run (with @vN a version of its adapter) that training continues from, or None.
         origins: Dotted key -> "file:line" or "command line"; keys left at their default are absent.
         notes: Sentences the user should see, e.g. which keys `method=x` dropped.
         overrides: The words of the command line that apply to this cell.
@@ -95,7 +100,9 @@ class Recipe:
     trainer: TrainerConfig
     evaluate: EvaluateConfig
     run: RunConfig
-    stream: dict[str, Any] = dataclasses.field(default_factory=dict)
+    stream: Any = None
+    continual: Any = None
+    init_from: str | None = None
     origins: dict[str, str] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
     overrides: list[str] = dataclasses.field(default_factory=list)
@@ -124,7 +131,7 @@ class Recipe:
         result = {}
         for key in _ORDER:
             value: Any = getattr(self, key)
-            plain = isinstance(value, int | str | dict)
+            plain = value is None or isinstance(value, int | str | dict)
             result[key] = copy.deepcopy(value) if plain else dataclasses.asdict(value)
         return result
 
@@ -137,7 +144,8 @@ class Recipe:
         data = _escaped(self.to_dict())
         data["method"] = written(self.method_written)
         data["classes"] = self.to_dict()["classes"]
-        known = {**dict.fromkeys(("classes.texts", "stream"), "default"), **self.origins} if origins else None
+        data["stream"]["sessions"] = self.to_dict()["stream"]["sessions"]  # texts, too
+        known = {**dict.fromkeys(("classes.texts",), "default"), **self.origins} if origins else None
         return "\n".join(lines(data, known)) + "\n"
 
     @classmethod
@@ -186,7 +194,7 @@ def _check(composed: Composed) -> Recipe:
     tree = composed.tree
     if "name" in tree.items and "run" not in tree.items:
         raise RecipeError(f"{tree.keys['name']}: Key 'name' is not in a recipe. Did you mean: 'run.name'?")
-    schema = _data_schema(tree)
+    schema, continual = _data_schema(tree), _continual_schema(tree)
     method = tree.items.get("method")
     if method is None or (isinstance(method, Scalar) and method.is_null):
         method = Section({}, tree.origin)
@@ -196,21 +204,19 @@ def _check(composed: Composed) -> Recipe:
     scalars: dict[str, Node] = {k: v for k, v in method.items.items() if isinstance(v, Scalar)}
     plain, further = take_out(tree)
     items = {**plain.items, "method": Section(scalars, method.origin, method.keys)}
-    root = dataclasses.make_dataclass("Root", _root_fields(schema))
+    root = dataclasses.make_dataclass("Root", _root_fields(schema, continual))
     filled: Any = build(root, Section(items, tree.origin, tree.keys))
     values = {key: getattr(filled, key) for key in _ORDER}
     values["method"] = {
         k: filled.method[k] if k in scalars else plain_data(v) for k, v in method.items.items()
     }
     origins = dict(_origins(tree))
-    if filled.stream:
-        place = next((o for k, o in origins.items() if k.startswith("stream")), tree.origin)
-        raise RecipeError(f"{place}: this version of Limpet has no settings under 'stream'; remove them.")
     if filled.run.name is None:
         filled.run.name = composed.name
         origins["run.name"] = "name of the file"
     _check_run_name(filled.run.name, origins.get("run.name", tree.origin))
     _check_values(filled, tree, origins)
+    _check_stream(filled, further, tree, origins)
     _read_further(filled, further, tree, origins)
     return Recipe(
         name=filled.run.name,
@@ -226,19 +232,20 @@ def _check(composed: Composed) -> Recipe:
 def _read_further(
     filled: Any, further: Mapping[str, Section], tree: Section, origins: dict[str, str]
 ) -> None:
-    """Fill `evaluate.others` and `evaluate.shift`; a cross-dataset run needs one of the former."""
+    """Fill `evaluate.others`, `evaluate.shift` and `stream.tasks`; a cross-dataset run needs one of the first."""
     data = tree.items["data"]
     assert isinstance(data, Section)
     schemas: dict[str, type] = importlib.import_module(".datamodules.configs", __package__).SCHEMAS
     around = {k: getattr(filled, k) for k in ("seed", "backbone", "data", "trainer", "run")}
     around = {k: v if isinstance(v, int) else dataclasses.asdict(v) for k, v in around.items()}
     for kind, entries in further.items():
-        setattr(filled.evaluate, kind, read(kind, entries, data, schemas, _escaped(around)))
-        for name, entry in getattr(filled.evaluate, kind).items():
+        holder = getattr(filled, PLACES[kind])
+        setattr(holder, kind, read(kind, entries, data, schemas, _escaped(around)))
+        for name, entry in getattr(holder, kind).items():
             if entry.name == filled.data.name:  # keys left out are those of `data`
                 own = {k: o for k, o in origins.items() if k.startswith("data.")}
                 for key, origin in own.items():
-                    origins.setdefault(f"evaluate.{kind}.{name}.{key.removeprefix('data.')}", origin)
+                    origins.setdefault(f"{PLACES[kind]}.{kind}.{name}.{key.removeprefix('data.')}", origin)
     if filled.protocol == "cross_dataset" and not filled.evaluate.others:
         raise RecipeError(
             f"{origins.get('protocol', tree.origin)}: protocol cross_dataset trains on all classes and tests on other "
@@ -246,10 +253,11 @@ def _read_further(
         )
 
 
-def _root_fields(schema: type) -> list[tuple[str, Any, Any]]:
+def _root_fields(schema: type, continual: type) -> list[tuple[str, Any, Any]]:
     def section(cls: Any) -> Any:
         return dataclasses.field(default_factory=cls)
 
+    stream: type = importlib.import_module(".datamodules.configs", __package__).StreamConfig
     return [
         ("seed", int, number(1, 0)),
         ("protocol", str, choice("all", *PROTOCOLS)),
@@ -261,7 +269,9 @@ def _root_fields(schema: type) -> list[tuple[str, Any, Any]]:
         ("trainer", TrainerConfig, section(TrainerConfig)),
         ("evaluate", EvaluateConfig, section(EvaluateConfig)),
         ("run", RunConfig, section(RunConfig)),
-        ("stream", dict[str, Any], section(dict)),
+        ("stream", stream, section(stream)),
+        ("continual", continual, section(continual)),
+        ("init_from", str | None, dataclasses.field(default=None)),
     ]
 
 
@@ -281,6 +291,48 @@ def _data_schema(tree: Section) -> type:
             f"{name.origin}: there is no data '{name.text}'.{hint} Known: {', '.join(sorted(schemas))}."
         )
     return schemas[name.text]
+
+
+def _continual_schema(tree: Section) -> type:
+    """The dataclass of the continual section, by `continual.name`."""
+    schemas: dict[str, type] = importlib.import_module(".continual.configs", __package__).SCHEMAS
+    continual = tree.items.get("continual")
+    name = continual.items.get("name") if isinstance(continual, Section) else None
+    if not isinstance(name, Scalar) or name.is_null:
+        return schemas["none"]
+    if name.text not in schemas:
+        raise RecipeError(
+            f"{name.origin}: there is no continual '{name.text}'.{nearest(name.text, schemas)} Known: {', '.join(schemas)}."
+        )
+    return schemas[name.text]
+
+
+def _check_stream(filled: Any, further: Mapping[str, Section], tree: Section, origins: Mapping[str, str]) -> None:
+    """Refuse settings of a stream that would not be read."""
+    stream, tasks = filled.stream, further.get("tasks")
+    used = {
+        "classes": {"first", "increment", "sessions", "order", "order_seed", "candidates"},
+        "domains": {"sessions", "order", "order_seed"},
+        "tasks": {"tasks", "order", "order_seed"},
+        None: set(),
+    }[stream.by]
+    default = type(stream)()
+    for key in dataclasses.fields(stream):
+        given = bool(tasks and tasks.items) if key.name == "tasks" else getattr(stream, key.name) != getattr(default, key.name)
+        if given and key.name != "by" and key.name not in used:
+            place = origins.get(f"stream.{key.name}", tree.origin)
+            what = f"stream.by is {stream.by}" if stream.by else "stream.by is not set (classes, domains or tasks)"
+            raise RecipeError(f"{place}: stream.{key.name} would not be read: {what}.")
+    if stream.sessions and (stream.increment is not None or stream.first):
+        raise RecipeError(
+            f"{origins.get('stream.increment', tree.origin)}: stream.sessions lists the classes of each session, so "
+            "stream.first and stream.increment would not be read; remove them."
+        )
+    if stream.by and filled.protocol != "all":
+        raise RecipeError(
+            f"{origins.get('protocol', tree.origin)}: a stream goes with protocol all, not {filled.protocol}: "
+            "what is kept on other data is measured after every session (evaluate.others)."
+        )
 
 
 def _check_method_name(method: Section, tree: Section) -> None:

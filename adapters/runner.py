@@ -27,12 +27,13 @@ from .callbacks.provenance import environment
 from .callbacks.shift import SHIFT
 from .errors import LimpetError, RecipeError, RunError
 from .features import CachedFeatures
+from .images_with_features import ImagesWithFeatures
 from .interpolation import post_step
 from .module import AdaptationModule
 from .ranks import LateLoader, leave_group, rank, shared_run_dir
 from .recipe import Recipe
 from .runs import new_run_dir
-from .session import Session, prepare, seed_everything
+from .session import Session, prepare, seed_everything, training_precision
 from .tasks import task_of
 from .transfer import facts, ready
 
@@ -180,12 +181,30 @@ def train(session: Session, data: Any, run_dir: Path) -> None:
         adapter.notes.append("Chosen on the test images, as published: the figures are optimistic.")
         held_out = list(batches_on(training.test_dataloader(), session.backbone.device))
     if session.trainable and recipe.trainer.epochs > 0 and recipe.trainer.max_steps != 0:
-        images = session.data.restrict(session.training_classes.names)
-        source = images if fresh_augmentation(session) else training
-        gradient_training(session, LateLoader(source.train_dataloader), held_out, run_dir)
+        gradient_training(session, LateLoader(training_batches(session, training)), held_out, run_dir)
     adapter.eval()
     adapter.select(held_out)
     post_step(adapter, held_out)
+
+
+def training_batches(session: Session, training: Any) -> Callable[[], Any]:
+    """What makes the batches of gradient training.
+
+    Args:
+        session: the run.
+        training: its training classes' data, as `with_features` gives them.
+    """
+    images = session.data.restrict(session.training_classes.names)
+    if fresh_augmentation(session):
+        make: Callable[[], Any] = images.train_dataloader
+        return make
+    adapter, recipe = session.adapter, session.recipe
+    if session.needs == "images" and adapter.reads_features_too(adapter.config, session.backbone.spec):
+        augment = recipe.data.augment
+        features = CachedFeatures(images, session.backbone, augment, recipe.seed, views=augment.views)
+        return lambda: ImagesWithFeatures(images.train_dataloader(), features)
+    make = training.train_dataloader
+    return make
 
 
 def batches_on(loader: Iterable[Batch], device: torch.device) -> Iterable[Batch]:
@@ -212,7 +231,7 @@ def gradient_training(session: Session, loader: Any, held_out: Sequence[Batch], 
             accelerator=recipe.trainer.accelerator,
             devices=recipe.trainer.devices,
             strategy=recipe.trainer.strategy,
-            precision=recipe.trainer.precision,
+            precision=training_precision(recipe),
             gradient_clip_val=recipe.trainer.gradient_clip,
             log_every_n_steps=recipe.trainer.log_every,
             logger=loggers(recipe, run_dir),

@@ -115,6 +115,13 @@ class ShiftedImages(OtherImages):
 
 
 @dataclass
+class TaskData:
+    """What a task of a stream may set besides the keys of a data section."""
+
+    lr: float | None = number(None, 0)  # its learning rate; None: that of `optim`
+
+
+@dataclass
 class RunConfig:
     """Where run folders go: `<dir>/<name>/<nnn>`."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from .backbone import FrozenClip, describe
 from .backbone_spec import BackboneSpec
 from .classes import ClassSet
 from .errors import RecipeError, nearest
+from .precision import bf16_problem
 from .sections import PROTOCOLS
 from .transfer import load_targets
 
@@ -114,7 +115,7 @@ def prepare(recipe: Recipe) -> Session:
     check_texts(session)
     notes = [target.note for target in targets if target.note]
     kind = "instructions" if adapter.task == "ordering" else "class names"
-    session.notes = [*data.report, *unseen_names(backbone, classes, kind), *notes]
+    session.notes = [*data.report, *unseen_names(backbone, classes, kind), *precision_notes(recipe), *notes]
     if len(classes) == 1 and adapter.task == "classification":
         session.notes.append(f"'{classes.names[0]}' is the only class: every answer is right, whatever is learned.")
     return session
@@ -218,6 +219,21 @@ def choose_classes(recipe: Recipe, data: Any) -> ClassSet:
     )
 
 
+def training_precision(recipe: Recipe) -> str:
+    """What Lightning is asked for: `trainer.precision`, or float32 where the CPU cannot do bfloat16."""
+    wanted = recipe.trainer.precision
+    bf16 = wanted == "bf16-mixed" and bf16_problem(device_of(recipe.trainer.accelerator), "trainer.precision")
+    return "32-true" if bf16 else wanted
+
+
+def precision_notes(recipe: Recipe) -> list[str]:
+    """Sentences where the recipe asks for bfloat16 and float32 is used."""
+    device = device_of(recipe.trainer.accelerator)
+    asked = {"backbone.precision": recipe.backbone.precision, "trainer.precision": recipe.trainer.precision}
+    notes = [bf16_problem(device, key) for key, word in asked.items() if word.startswith("bf16")]
+    return [note for note in notes if note]
+
+
 _loaded: dict[Any, FrozenClip] = {}
 
 
@@ -227,7 +243,10 @@ def load_backbone(recipe: Recipe, spec: BackboneSpec) -> FrozenClip:
     key = (spec.name, spec.pretrained, spec.activation, spec.precision, str(device))
     if key not in _loaded:
         _loaded.clear()  # one backbone in memory at a time
-        _loaded[key] = FrozenClip.load(recipe.backbone, device=device)
+        config = recipe.backbone
+        if config.precision == "bf16" and bf16_problem(device, "backbone.precision"):
+            config = replace(config, precision="fp32")  # said in the notes of the run
+        _loaded[key] = FrozenClip.load(config, device=device)
     _loaded[key].text_memory = recipe.backbone.text_memory
     return _loaded[key]
 

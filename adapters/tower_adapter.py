@@ -144,11 +144,11 @@ class TowerAdapter(Adapter):
         """Text classifier (C, D): computed once while the text tower is frozen, at every step while it is trained."""
         return self.prompt_weights() if "text" in self.towers(self.config) else self.zero_shot_weights()
 
-    def logits(self, batch: Batch) -> Tensor:
+    def logits_of(self, features: Tensor) -> Tensor:
         """Scores (B, C): the scale of the backbone, or `logit_scale` of the configuration, times cosine similarity."""
         fixed = self.config.logit_scale
         scale = self.backbone.logit_scale if fixed is None else float(fixed)
-        return scale * self.encode_image(batch) @ self.class_weights().T
+        return scale * features @ self.class_weights().T
 
     def merged(self) -> dict[str, Tensor]:
         """Plain open_clip weights with their original names, what was trained included.

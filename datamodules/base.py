@@ -19,12 +19,26 @@ from .checks import check_config, parse_shots, undecodable
 from .configs import DataConfig
 from .errors import DataError, counted, nearest, some
 from .fewshot import MAX_VAL_SHOTS, draw, draw_dassl, short_classes
-from .images import UnreadableImage
-from .listing import SPLITS, Listing, Sample
+from .images import UnreadableImage, refuse_exhaustion
+from .listing import SPLITS, Listing, Sample, default_text
 from .loading import EpochSampler, ImageDataset, ImageLoader, Transform, collate, read_sample
+from .sharing import shared
 from .splitting import make_pools
 
 __all__ = ["DataModule", "EpochSampler", "ImageDataset", "ImageLoader", "Listing", "Sample", "collate"]
+
+
+def numbered(data: DataModule) -> Listing:
+    """What a source offers, each sample with its index.
+
+    Raises:
+        DataError: the source cannot be used, or lists an image twice.
+    """
+    listing = data.listing()
+    order = {path: i for i, path in enumerate(sorted(sample.path for sample in listing.samples))}
+    if len(order) < len(listing.samples):
+        raise DataError("The data lists an image twice.")
+    return replace(listing, samples=[replace(sample, index=order[sample.path]) for sample in listing.samples])
 
 
 class DataModule(LightningDataModule):
@@ -62,6 +76,7 @@ class DataModule(LightningDataModule):
             "train": None,
             "evaluate": None,
         }  # shared by restrict()
+        self._pools: dict[str, list[Sample]] = {}  # before any shots are drawn
         self._ready = False
 
     @abstractmethod
@@ -89,6 +104,7 @@ class DataModule(LightningDataModule):
             with sample.file.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
+            refuse_exhaustion(error, sample.file)
             raise UnreadableImage(sample.path, error.strerror or "it cannot be opened") from None
 
     def setup(self, stage: str | None = None) -> None:
@@ -99,16 +115,14 @@ class DataModule(LightningDataModule):
         """
         if self._ready:
             return
-        listing = self.listing()
+        listing = shared(self, numbered)
         if self.config.strict and listing.strict_faults:
             raise DataError(f"{listing.strict_faults[0]} (data.strict stops here)")
-        order = {path: i for i, path in enumerate(sorted(sample.path for sample in listing.samples))}
-        listing.samples = [replace(sample, index=order[sample.path]) for sample in listing.samples]
-        if len(order) < len(listing.samples):
-            raise DataError("The data lists an image twice.")
-        self.class_names, self.class_texts = listing.class_names, listing.class_texts
+        self.class_names = list(listing.class_names)
+        self.class_texts = {name: list(texts) for name, texts in listing.class_texts.items()}
         pools = make_pools(listing, self.config)
         self.report = [*listing.report, *pools.report]
+        self._pools = pools.samples
         self.samples = {"test": sorted(pools.samples["test"], key=lambda s: s.index)}
         self.samples |= self._draw(pools.samples)
         self._describe_draw(pools.samples)
@@ -196,10 +210,44 @@ class DataModule(LightningDataModule):
         part.class_names = list(names)
         part.class_texts = {name: list(self.class_texts[name]) for name in names}
         part.report = list(self.report)
-        part.samples = {
-            split: [replace(s, label=number[s.label]) for s in samples if s.label in number]
-            for split, samples in self.samples.items()
-        }
+        part.samples, part._pools = (
+            {split: [replace(s, label=number[s.label]) for s in samples if s.label in number] for split, samples in kind.items()}
+            for kind in (self.samples, self._pools)
+        )
+        return part
+
+    def within(self, names: Sequence[str]) -> Self:
+        """The same images with labels counted in `names`, which hold every class of the data and may hold more.
+
+        Raises:
+            DataError: a class of the data is missing.
+        """
+        missing = [name for name in self.class_names if name not in names]
+        if missing:
+            raise DataError(f"The images of '{missing[0]}' have no label among {some(list(names))}.")
+        part = self.restrict(self.class_names)
+        number = [list(names).index(name) for name in self.class_names]
+        part.class_names = list(names)
+        part.class_texts = {name: list(self.class_texts.get(name, [default_text(name)])) for name in names}
+        part.samples, part._pools = (
+            {split: [replace(s, label=number[s.label]) for s in samples] for split, samples in kind.items()}
+            for kind in (self.samples, self._pools)
+        )
+        return part
+
+    def of_domains(self, domains: Sequence[str]) -> Self:
+        """The images of some domains, on the side of the split they are on anyway, with shots drawn among them."""
+        self.setup()
+        part = copy.copy(self)
+        pools = {split: [s for s in pool if s.domain in domains] for split, pool in self._pools.items()}
+        part.samples = {"test": sorted(pools["test"], key=lambda s: s.index), **self._draw(pools)}
+        return part
+
+    def training_on(self, paths: Sequence[str]) -> Self:
+        """Only these training images, in this order; no validation or test images."""
+        place = {sample.path: sample for sample in self.samples["train"]}
+        part = copy.copy(self)
+        part.samples = {"train": [place[path] for path in paths], "val": [], "test": []}
         return part
 
     def manifest(self) -> dict[str, Any]:
@@ -256,6 +304,7 @@ class DataModule(LightningDataModule):
             seed=self.seed,
             random_transform=augment,
             view=view,
+            views=self.config.augment.views if augment else 0,
             keys=self.keys,
             strict=self.config.strict,
             unreadable=self.unreadable,

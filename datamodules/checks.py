@@ -10,6 +10,7 @@ from .configs import DataConfig
 from .errors import DataError, nearest
 from .images import UnreadableImage, check_image
 from .listing import Sample
+from .sharing import checked
 
 SAMPLINGS = ("limpet", "dassl")
 PRESETS = ("natural", "aerial", "microscopy", "mirror", "none")
@@ -59,11 +60,16 @@ def undecodable(
 def _failure(sample: Sample) -> str | None:
     if sample.file is None:
         return None
-    try:
-        check_image(sample.file)
-    except UnreadableImage as error:
-        return error.reason
-    return None
+    file = sample.file
+
+    def check() -> str | None:
+        try:
+            check_image(file)
+        except UnreadableImage as error:
+            return error.reason
+        return None
+
+    return checked(str(file), check)
 
 
 def check_config(config: DataConfig) -> None:

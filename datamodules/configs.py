@@ -201,4 +201,30 @@ class ReefOrderingConfig(ListConfig, DataConfig):
     drawing_seed: int = 1
 
 
+@dataclass
+class StreamConfig:
+    """How data arrive in sessions, one after the other, each with images of its own.
+
+    Attributes:
+        by: what a session brings: "classes" (new ones), "domains" (the same classes elsewhere) or "tasks" (another
+            data set); None for no stream.
+        first: classes of the first session; 0 for as many as in the others.
+        increment: classes of each further session.
+        sessions: name of each session -> its classes (or domains), instead of `first` and `increment`.
+        order: of classes, domains or tasks: "given" or "random".
+        order_seed: seed of a random order, apart from the run's.
+        candidates: classes the training loss chooses among: those of the "session", or all "seen" so far.
+        tasks: name -> data section of each task, with `TaskData` beside its keys.
+    """
+
+    by: str | None = field(default=None, metadata={"choices": ("classes", "domains", "tasks")})
+    first: int = field(default=0, metadata={"minimum": 0})
+    increment: int | None = field(default=None, metadata={"minimum": 1})
+    sessions: dict[str, list[str]] = field(default_factory=dict)
+    order: str = field(default="given", metadata={"choices": ("given", "random")})
+    order_seed: int = field(default=1, metadata={"minimum": 0})
+    candidates: str = field(default="session", metadata={"choices": ("session", "seen")})
+    tasks: dict[str, Any] = field(default_factory=dict)
+
+
 SCHEMAS: dict[str, type[DataConfig]] = {schema().name: schema for schema in DataConfig.__subclasses__()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,25 @@ class UnreadableImage(DataError):
         return type(self), (self.path, self.reason)  # the default would call __init__ with the message alone
 
 
+def refuse_exhaustion(error: BaseException, path: str | Path) -> None:
+    """Stop where the process has used up its file descriptors or memory: that says nothing about the image.
+
+    Raises:
+        DataError: it has.
+    """
+    number = getattr(error, "errno", None)
+    if number in (errno.EMFILE, errno.ENFILE):
+        raise DataError(
+            f"The image {path} cannot be opened: too many files are open. Allow more (ulimit -n 4096, in the shell "
+            "that starts Limpet) or use fewer data.num_workers."
+        ) from error
+    if number == errno.ENOMEM or isinstance(error, MemoryError):
+        raise DataError(
+            f"There is not enough memory to read the image {path}. Close other programs, or use fewer "
+            "data.num_workers or a smaller data.batch_size."
+        ) from error
+
+
 def is_image_name(name: str) -> bool:
     """Whether a file name ends like an image and is not hidden."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
@@ -76,6 +96,7 @@ def read_image(path: str | Path) -> Image.Image:
     Raises:
         UnreadableImage: missing, empty, damaged, too large, or of a kind that is not a picture in three
             bands.
+        DataError: the process has used up its file descriptors or memory.
     """
     return _decode(path, check_only=False)
 
@@ -112,6 +133,7 @@ def _decode(path: str | Path, check_only: bool) -> Image.Image:
     except Image.DecompressionBombError:
         raise UnreadableImage(path, "it has too many pixels (a decompression bomb?)") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        refuse_exhaustion(error, path)
         reason = str(error).strip().rstrip(".") or type(error).__name__
         raise UnreadableImage(path, f"the file is damaged ({reason})") from error
 

@@ -42,7 +42,8 @@ class ImageDataset(Dataset[Item]):
     """Samples as items {"path", "index", "label", "image": Tensor (3, H, W)} and the extras in `keys`.
 
     A random transform gives the same result for the same (seed, epoch or view, sample.index), whatever came
-    before and in whichever process. An image that cannot be decoded gives {"path", "index", "unreadable":
+    before and in whichever process. With `views` V epoch e serves view e mod V, the fixed views that cached features
+    are made of; 0 draws a fresh one in every epoch. An image that cannot be decoded gives {"path", "index", "unreadable":
     reason}; `collate` drops it and lists it under the batch key `unreadable`, which `ImageLoader` takes out
     again and hands to `note`.
 
@@ -61,6 +62,7 @@ class ImageDataset(Dataset[Item]):
         seed: int = 1,
         random_transform: bool = False,
         view: int | None = None,
+        views: int = 0,
         keys: Sequence[str] = (),
         strict: bool = False,
         unreadable: list[str] | None = None,
@@ -71,6 +73,7 @@ class ImageDataset(Dataset[Item]):
         self.seed = seed
         self.random_transform = random_transform
         self.view = view
+        self.views = views
         self.keys = tuple(keys)
         self.strict = strict
         self.unreadable = [] if unreadable is None else unreadable
@@ -95,7 +98,8 @@ class ImageDataset(Dataset[Item]):
     def _transformed(self, image: Image.Image, index: int) -> Tensor:
         if not self.random_transform:
             return self.transform(image)
-        kind, number = ("epoch", self.epoch) if self.view is None else ("view", self.view)
+        view = self.epoch % self.views if self.view is None and self.views else self.view
+        kind, number = ("epoch", self.epoch) if view is None else ("view", view)
         seed = int.from_bytes(digest(self.seed, kind, number, index)[:8], "big")
         python_state, torch_state = random.getstate(), torch.get_rng_state()
         try:

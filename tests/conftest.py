@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,12 @@ import torch
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the features of the tests away from the user's own cache."""
+    """Keep the features of the tests away from the user's own cache, and Ctrl-C working."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)  # the processes share the cores
         os.environ["OMP_NUM_THREADS"] = "1"
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so begins what a script starts in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests press Ctrl-C
     os.environ["LIMPET_CACHE"] = tempfile.mkdtemp(prefix="limpet-cache-")
 
 

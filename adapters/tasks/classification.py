@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..adapter import Adapter
 from ..metrics import classification_metrics, per_class_accuracy, probabilities
 
 if TYPE_CHECKING:
-    from ..adapter import Adapter, Batch
+    from ..adapter import Batch
     from ..backbone import FrozenClip
     from ..classes import ClassSet
     from ..session import Session
@@ -62,6 +63,11 @@ class Outcome:
 def evaluate(adapter: Adapter, batches: Iterable[Batch], classes: ClassSet) -> Outcome:
     """Ask `adapter` about every batch, with `classes` as candidates.
 
+    Args:
+        adapter: any adapter after training.
+        batches: of images or features, or of what `encoded` made of them.
+        classes: the candidates; labels count in them.
+
     Raises:
         NeedsImages: the method cannot answer about some of the classes.
     """
@@ -73,7 +79,8 @@ def evaluate(adapter: Adapter, batches: Iterable[Batch], classes: ClassSet) -> O
         with adapter.answering(classes):
             for batch in batches:
                 moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-                logits.append(adapter.logits(moved).float().cpu())
+                answers = adapter.logits_of(moved["encoded"]) if "encoded" in moved else adapter.logits(moved)
+                logits.append(answers.float().cpu())
                 labels.append(batch["label"].cpu())
                 paths.extend(batch["path"])
     finally:
@@ -81,6 +88,43 @@ def evaluate(adapter: Adapter, batches: Iterable[Batch], classes: ClassSet) -> O
     if not logits:
         return Outcome(classes, torch.zeros(0, len(classes)), torch.zeros(0, dtype=torch.long), [])
     return Outcome(classes, torch.cat(logits), torch.cat(labels), paths)
+
+
+def encodes_apart(adapter: Adapter) -> bool:
+    """Whether images go through a tower whose output can be compared with any candidates afterwards."""
+    needs = adapter.needs(adapter.config, adapter.backbone.spec)
+    return needs == "images" and type(adapter).logits is Adapter.logits
+
+
+@torch.no_grad()
+def encoded(adapter: Adapter, batches: Iterable[Batch]) -> list[Batch]:
+    """Batches with image features, `encoded` (B, D) on the CPU, in place of images; each image is encoded once."""
+    was_training = adapter.training
+    adapter.eval()
+    device = adapter.backbone.device
+    found: list[Batch] = []
+    try:
+        for batch in batches:
+            moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+            rest = {k: v for k, v in batch.items() if k != "image"}
+            found.append({**rest, "encoded": adapter.encode_image(moved).cpu()})
+    finally:
+        adapter.train(was_training)
+    return found
+
+
+def among(batches: Iterable[Batch], names: Sequence[str], classes: ClassSet) -> list[Batch]:
+    """The images of `classes` in batches whose labels count in `names`, with labels that count in `classes`."""
+    number = {name: i for i, name in enumerate(classes.names)}
+    new_labels = torch.tensor([number.get(name, -1) for name in names])
+    found: list[Batch] = []
+    for batch in batches:
+        labels = new_labels[batch["label"].cpu()]
+        rows = (labels >= 0).nonzero().squeeze(1)
+        if len(rows):
+            paths = [batch["path"][i] for i in rows.tolist()]
+            found.append({"encoded": batch["encoded"][rows], "label": labels[rows], "path": paths})
+    return found
 
 
 def reference(backbone: FrozenClip, classes: ClassSet) -> Adapter:

@@ -65,6 +65,28 @@ def test_fresh_augmentation_does_not_depend_on_workers(fit_fish):
     assert (first / "metrics.json").read_bytes() == (second / "metrics.json").read_bytes()
 
 
+def test_a_grid_lists_its_images_once_and_gives_the_numbers_of_single_runs(limpet, fish, monkeypatch):
+    from limpet.datamodules import checks, folder
+
+    listed, opened = [], []
+    listing, check = folder.FolderDataModule.listing, checks.check_image
+    monkeypatch.setattr(folder.FolderDataModule, "listing", lambda self: listed.append(1) or listing(self))
+    monkeypatch.setattr(checks, "check_image", lambda file: opened.append(file) or check(file))
+    words = [f"data.root={fish}", "method=gda"]
+    limpet("fit", "fish", *words, "seed=1,2", "data.shots=1,2")
+    assert len(listed) == 1
+    assert len(opened) == len(set(opened))
+    (grid,) = Path("runs/fish").glob("grid-*")
+    for number, (seed, shots) in enumerate(((1, 1), (2, 2)), 1):
+        limpet("fit", "fish", *words, f"seed={seed}", f"data.shots={shots}")
+        alone, cell = Path(f"runs/fish/{number:03d}"), grid / f"data.shots={shots},seed={seed}"
+        for name in ("split.json", "predictions.csv"):
+            assert (alone / name).read_bytes() == (cell / name).read_bytes()
+        one, other = (json.loads((run / "metrics.json").read_text()) for run in (alone, cell))
+        assert {**other, "cell": {}} == one
+    assert len(listed) == 3
+
+
 def test_a_grid_has_cells_a_table_and_is_not_run_twice(limpet, fish):
     words = ["fit", "fish", f"data.root={fish}", "seed=1,2", "method=zero_shot,tip_adapter"]
     out = limpet(*words)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import warnings
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from limpet import feature_store, features
-from limpet.datamodules import load
+from limpet.datamodules import DataError, images, load
 from limpet.datamodules.configs import AugmentConfig, FolderConfig
+from limpet.errors import LimpetError
 from limpet.feature_store import FeatureStore
 from PIL import Image
 
@@ -227,6 +231,66 @@ def test_cache_deleted_under_a_running_job(root, tiny, cache):
     shutil.rmtree(cache)
     assert torch.equal(data.features("train"), before)
     assert len(data.features("test")) == 9
+
+
+@contextmanager
+def free_descriptors(number):
+    """Let this process open only so many more files."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    probe = os.open(os.devnull, os.O_RDONLY)
+    os.close(probe)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (probe + number, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_hundreds_of_shards_need_few_descriptors():
+    keys = [bytes([n]) * 32 for n in range(200)]
+    for n, key in enumerate(keys):
+        store = FeatureStore({"a": 1}, 3)
+        store.add([key], np.full((1, 3), n))
+        store.flush()
+    assert len(list(store.folder.glob("*.rows"))) == 200
+    with free_descriptors(50):
+        rows = FeatureStore({"a": 1}, 3).lookup(keys)
+        assert rows.found.all()
+        assert rows.take()[:, 0].tolist() == list(range(200))
+        Path(os.devnull).open().close()  # and leave some over
+    with pytest.raises(ValueError, match="read-only"):
+        rows.parts[0][0, 0] = 1
+
+
+def test_running_out_of_descriptors_is_said_and_no_image_is_called_damaged(root, tiny, cache):
+    data = make(root, tiny)
+    data.features("test")
+    store = make(root, tiny)._store(False)
+    with free_descriptors(0), pytest.raises(LimpetError, match="too many files are open.*ulimit"):
+        store.lookup([b"k" * 32])
+    with free_descriptors(0), pytest.raises(DataError, match="too many files are open.*ulimit"):
+        data.datamodule.content_key(data.datamodule.samples["test"][0])
+    with free_descriptors(0), pytest.raises(DataError, match="too many files are open.*ulimit"):
+        images.read_image(root / "test" / "eel" / "1.png")
+    assert data.unreadable == []
+    assert len(make(root, tiny).features("test")) == 9
+
+
+def test_running_out_of_memory_is_said_and_the_cache_kept(root, tiny, monkeypatch):
+    store = make(root, tiny)._store(False)
+    make(root, tiny).features("test")
+
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "from_file", full)
+    with pytest.raises(LimpetError, match="not enough memory"):
+        store.lookup([b"k" * 32])
+    assert len(list(store.folder.glob("*.rows"))) == 1
+    monkeypatch.setattr(images.Image, "open", full)
+    with pytest.raises(DataError, match="not enough memory"):
+        images.read_image(root / "test" / "eel" / "1.png")
 
 
 def test_keys_that_end_in_zero_bytes_are_kept_apart():
