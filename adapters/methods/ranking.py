@@ -145,7 +145,7 @@ class Ranking(OrderingAdapter):
             return
         pairs = [(self.rows(batch).cpu(), batch["value"].double().cpu()) for batch in batches]
         rows, values = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        for row in rows[rows >= 0].unique().tolist():
+        for row in sorted(set(rows.tolist()) - {-1}):
             own = values[rows == row]
             self.offset[row] = own.mean()
             self.slope[row] = float(own.std(unbiased=False)) or 1.0  # all alike: nothing to scale
