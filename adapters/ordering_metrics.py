@@ -91,8 +91,12 @@ def intervals(
     found = {}
     for key, one in draws.items():
         if one:
-            low, high = np.nanpercentile(np.nanmean(np.stack(one), 0), [tail, 100 - tail])
-            found[key] = [float(low), float(high)]
+            each = np.stack(one)  # a draw of equal values alone has no order
+            known = np.isfinite(each).sum(0)
+            means = np.nansum(each, 0)[known > 0] / known[known > 0]
+            if len(means):
+                low, high = np.percentile(means, [tail, 100 - tail])
+                found[key] = [float(low), float(high)]
     return found
 
 
