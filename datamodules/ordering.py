@@ -65,7 +65,8 @@ class OrderingDataModule(OrderedDataModule):
             seen.add((path, category))
             group = cells["group"][i] if "group" in cells else ""
             text = cells["instruction"][i] if "instruction" in cells else ""
-            extra = {"value": values[i], "category": category, "instruction": text or instruction_for(config, category, "category" in cells)}
+            text = text or instruction_for(config, category, "category" in cells)
+            extra = {"value": values[i], "category": category, "instruction": text}
             shared = often[path] > 1 and "category" in cells  # rows of one image stay on one side
             name = f"{path} [{category}]" if shared else path
             samples.append(Sample(name, number[category], -1, Path(file), group or (path if shared else None), None, extra))
