@@ -22,6 +22,7 @@ from .errors import LimpetError, RecipeError, nearest
 if TYPE_CHECKING:
     from .backbone import FrozenClip
     from .backbone_spec import BackboneSpec
+    from .backbone_tokens import Text
     from .classes import ClassSet
 
 Batch = Mapping[str, Any]
@@ -54,7 +55,10 @@ class Adapter(nn.Module):
     """
 
     task: ClassVar[str] = "classification"
+    resize_mode: ClassVar[str | None] = None  # how images come to the network's size, where not as the backbone asks
     keeps_towers: ClassVar[bool] = False  # whether the saved state holds trained towers (large)
+    selects_again: ClassVar[bool] = True  # whether `select` works after `add_classes`
+    prompted: ClassVar[bool] = False  # whether `encode_text` puts a text into a learned prompt
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -66,6 +70,7 @@ class Adapter(nn.Module):
         self._classes: ClassSet | None = None
         self._trained: tuple[str, ...] = ()  # the classes that tensors of `per_class` have a row for, in their order
         self._derived: dict[str, Any] = {}  # follows from the classes and the state; never saved
+        self.support_paths: list[str] = []  # of methods that keep training images: the path of each
 
     # Declared properties: answered from the configuration and the backbone's description, before weights load.
 
@@ -172,6 +177,10 @@ class Adapter(nn.Module):
         """The tensors an artefact holds; a method may leave out what only training needs."""
         return self.state_dict()
 
+    def sharing(self) -> list[nn.Module]:
+        """Modules outside of this one that hold the same parameters (towers with something put in)."""
+        return []
+
     def data_sized(self) -> tuple[str, ...]:
         """Names of saved tensors whose size is only known from the training data (cache keys, say)."""
         return ()
@@ -234,8 +243,8 @@ class Adapter(nn.Module):
         """Image features (B, D), unit norm; they must not depend on the classes asked about."""
         return F.normalize(self.image_feature(batch), dim=-1)
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Text features (N, D), unit norm."""
+    def encode_text(self, texts: Sequence[Text]) -> Tensor:
+        """Text features (N, D), unit norm, of texts or of tuples of token ids, with all that was learned about texts."""
         return self.backbone.encode_text(list(texts)).to(self.dtype)
 
     def class_weights(self) -> Tensor:
@@ -296,6 +305,33 @@ class Adapter(nn.Module):
     def logits_of(self, features: Tensor) -> Tensor:
         """Scores (B, C) of image features (B, D) that `encode_image` gave; for methods that keep `logits` as it is."""
         return self.backbone.logit_scale * features @ self.class_weights().T
+
+    def linear_head(self) -> tuple[Tensor, Tensor, bool]:
+        """The classifier behind the image features, where the scores are linear in them: what can be exported as a table.
+
+        Returns:
+            W (C, D), b (C) and whether features have unit norm: logits = W f + b. A method whose `logits` are something
+            else need not say so here: what is exported is compared with `logits` before it is written.
+
+        Raises:
+            LimpetError: there is none.
+        """
+        weights = self.backbone.logit_scale * self.class_weights()
+        return weights, weights.new_zeros(len(weights)), True
+
+    # Evidence (limpet explain)
+
+    def support_weights(self, batch: Batch) -> Tensor | None:
+        """Weight (B, N) of each kept training image in the decision about a batch; None for methods that keep none."""
+        return None
+
+    def support_labels(self) -> list[str]:
+        """Class of each kept training image."""
+        return []
+
+    def learned_tokens(self, label: str) -> dict[str, Tensor]:
+        """Learned vectors (n, W) that stand among the token embeddings of a class's prompt, by what they are called."""
+        return {}
 
     # Classes
 

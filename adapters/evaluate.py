@@ -18,7 +18,7 @@ from .errors import RunError
 from .features import CachedFeatures
 from .grow import names_now
 from .recipe import Recipe
-from .session import check_task, choose_classes, load_data, set_transforms
+from .session import check_task, choose_classes, load_data, set_transforms, suit
 from .show import MEANS, console, percent
 from .tasks import task_of
 from .transfer import facts, load_targets, ready
@@ -91,6 +91,7 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         console.print(f"not among these data, and no candidates here: {', '.join(other)}")
     check_task(type(adapter), data)
     needs = adapter.needs(adapter.config, adapter.backbone.spec)
+    suit(data, adapter)
     set_transforms(data, adapter.backbone)
     features = needs == "features"
     if needs != "images":
@@ -98,7 +99,10 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         block = adapter.token_block(adapter.config, adapter.backbone.spec)
         data = CachedFeatures(data, adapter.backbone, recipe.data.augment, recipe.seed, views=0, layer=layer, block=block)
     spaces = measure(adapter, UnderPresentNames(data, now), label_spaces(classes, recipe.protocol))
-    targets = ready(load_targets(recipe, adapter.classes), adapter.backbone, features, recipe.seed)
+    targets = load_targets(recipe, adapter.classes)
+    for target in targets:
+        suit(target.data, adapter)
+    targets = ready(targets, adapter.backbone, features, recipe.seed)
     spaces.add(measure_targets(adapter, targets))
     result: dict[str, Any] = {
         "run": run_dir.name,

@@ -8,6 +8,7 @@ the patch tokens of the image tower (see `tokens.py`).
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,6 +64,10 @@ class CachedFeatures:
         block: int | None = None,
     ) -> None:
         datamodule.setup()
+        regional = set(getattr(datamodule, "offers", ())) & set(getattr(datamodule, "keys", ()))
+        if regional:  # a feature is of the whole image: regions cut from the picture have no place beside it
+            datamodule = copy.copy(datamodule)
+            datamodule.keys = tuple(key for key in datamodule.keys if key not in regional)
         self.datamodule, self.backbone, self.augment, self.seed = datamodule, backbone, augment, seed
         self.plain = augment is None or augment.preset == "none"
         self.view_count = 1 if self.plain else max(int(views), 1)
@@ -119,8 +124,16 @@ class CachedFeatures:
 
     def restrict(self, names: Sequence[str]) -> CachedFeatures:
         """Return the same split with only the classes `names`, labels in that order, on the same features."""
+        return self._on(self.datamodule.restrict(names))
+
+    def within(self, names: Sequence[str]) -> CachedFeatures:
+        """Return the same split with labels counted in `names`, which hold all its classes, on the same features."""
+        return self._on(self.datamodule.within(names))
+
+    def _on(self, datamodule: Any) -> CachedFeatures:
+        """Another view of the same images, on the same features."""
         child = CachedFeatures(
-            self.datamodule.restrict(names), self.backbone, self.augment, self.seed, self.view_count,
+            datamodule, self.backbone, self.augment, self.seed, self.view_count,
             progress=self.progress, batch_size=self.batch_size, layer=self.layer, block=self.block,
         )  # fmt: skip
         child._parent = self
@@ -207,7 +220,7 @@ class CachedFeatures:
             Subset(dataset, sorted(missing.values())),
             batch_size=self.batch_size,
             num_workers=int(getattr(self.config, "num_workers", 0)),
-            collate_fn=self.datamodule.train_dataloader().collate_fn,  # leaves out what cannot be decoded
+            collate_fn=self.datamodule.test_dataloader().collate_fn,  # leaves out what cannot be decoded
         )
         what = f"Computing features: {split}" + (
             "" if view is None else f", view {view + 1} of {self.view_count}"

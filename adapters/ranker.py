@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import LimpetError, exhausted
+from .image_sources import ZipMember, open_image
 from .inference import load_adapter
 
 if TYPE_CHECKING:
@@ -160,16 +160,13 @@ class Ranker:
         numbered = iter(enumerate(images))
         with ThreadPoolExecutor(max(1, threads)) as pool:
             while chunk := list(islice(numbered, batch_size)):
-                names = [str(source) if isinstance(source, str | Path) else str(n) for n, source in chunk]
+                names = [str(source) if isinstance(source, str | Path | ZipMember) else str(n) for n, source in chunk]
                 yield list(zip(names, pool.map(self._decode, [source for _, source in chunk]), strict=True))
 
     def _decode(self, source: Any) -> Tensor | str:
         """The preprocessed image (3, H, W), or a sentence where it cannot be read."""
         try:
-            image = source
-            if isinstance(source, str | Path):
-                image = importlib.import_module(".datamodules.images", __package__).read_image(Path(source))
-            prepared: Tensor = self.transform(image.convert("RGB"))
+            prepared: Tensor = self.transform(open_image(source))
             return prepared
         except (OSError, ValueError, SyntaxError, MemoryError, EOFError) as error:
             if exhausted(error):  # says nothing about the image

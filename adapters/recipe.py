@@ -390,17 +390,26 @@ def _check_values(filled: Any, tree: Section, origins: Mapping[str, str]) -> Non
     _check_pairs(filled, origins)
     if not filled.optim.lr:
         raise RecipeError(f"{origins['optim.lr']}: optim.lr is 0: nothing would be learned.")
-    for word in filled.trainer.loggers:
-        if word not in LOGGERS:
-            place = origins.get("trainer.loggers", "default")
-            raise RecipeError(
-                f"{place}: trainer.loggers names '{word}', not one of {', '.join(LOGGERS)}.{nearest(word, LOGGERS)}"
-            )
+    _check_loggers(filled.trainer.loggers, origins.get("trainer.loggers", "default"))
     shots = getattr(filled.data, "shots", "all")
     if shots != "all" and (isinstance(shots, bool) or not isinstance(shots, int) or shots < 1):
         raise RecipeError(
             f"{origins.get('data.shots')}: data.shots is '{shots}'; it is a number from 1 on, or 'all'."
         )
+
+
+def _check_loggers(entries: Sequence[Any], place: str) -> None:
+    """Each is csv, tensorboard, a dotted path, or one of these with its arguments; whether it exists is seen later."""
+    for entry in entries:
+        word = next(iter(entry)) if isinstance(entry, Mapping) and len(entry) == 1 else entry
+        arguments = entry[word] if isinstance(entry, Mapping) and word is not entry else None
+        known = isinstance(word, str) and (word in LOGGERS or (all(part.isidentifier() for part in word.split(".")) and "." in word))
+        if not known or not (arguments is None or isinstance(arguments, Mapping)):
+            raise RecipeError(
+                f"{place}: trainer.loggers names '{entry}', not one of {', '.join(LOGGERS)}, a dotted path like "
+                "lightning.pytorch.loggers.MLFlowLogger, or a path with its arguments: {path: {argument: value}}."
+                f"{nearest(word, LOGGERS) if isinstance(word, str) else ''}"
+            )
 
 
 def _check_pairs(filled: Any, origins: Mapping[str, str]) -> None:

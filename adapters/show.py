@@ -58,6 +58,13 @@ def plan(session: Session, manifest: Mapping[str, Any] | None = None) -> None:
         views = "fresh at every epoch" if augment.views == 0 else f"{augment.views} cached views (not fresh ones)"
         lines["training"] = f"{epochs}, batch {recipe.data.batch_size}, {recipe.optim.name} {recipe.optim.lr:g}"
         lines["augmentation"] = "none" if augment.preset == "none" else f"{augment.preset}, {views}"
+    if session.plan is not None:
+        from .stream_show import plan_line
+
+        parts = session.plan.stream.sessions
+        totals = {split: sum(len(part.data.samples[split]) for part in parts) for split in ("train", "val", "test")}
+        lines["images"] = ", ".join(f"{n} {split}" for split, n in totals.items()) + f"  ({recipe.data.shots} shots)"
+        lines["stream"] = plan_line(session.plan, recipe.continual.name)
     if session.targets:
         lines["also tested on"] = ", ".join(f"{t.space} ({len(t.data.samples['test'])} images)" for t in session.targets)
     table = Table.grid(padding=(0, 2))
