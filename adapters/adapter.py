@@ -90,6 +90,11 @@ class Adapter(nn.Module):
         return "features"
 
     @classmethod
+    def token_block(cls, config: Any, spec: BackboneSpec) -> int | None:
+        """With `needs` "patches": the block of the image tower whose tokens are read; None: behind all of them."""
+        return None
+
+    @classmethod
     def reads_features_too(cls, config: Any, spec: BackboneSpec) -> bool:
         """Whether training on "images" also compares with their frozen features, `image_feature`.
 

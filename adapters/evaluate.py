@@ -104,7 +104,8 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     features = needs == "features"
     if needs != "images":
         layer = "tokens" if needs == "patches" else "output"
-        data = CachedFeatures(data, adapter.backbone, recipe.data.augment, recipe.seed, views=0, layer=layer)
+        block = adapter.token_block(adapter.config, adapter.backbone.spec)
+        data = CachedFeatures(data, adapter.backbone, recipe.data.augment, recipe.seed, views=0, layer=layer, block=block)
     named = UnderPresentNames(data, now)
     spaces = measure(adapter, named, label_spaces(classes, recipe.protocol))
     more = measure_more(adapter, named, images, classes, recipe)

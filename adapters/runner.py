@@ -183,8 +183,9 @@ def with_features(session: Session, adapter: Adapter | None = None) -> Any:
     if needs == "images":
         return session.data
     recipe, layer = session.recipe, "tokens" if needs == "patches" else "output"
-    views = recipe.data.augment.views
-    return CachedFeatures(session.data, session.backbone, recipe.data.augment, recipe.seed, views=views, layer=layer)
+    block = adapter.token_block(adapter.config, session.backbone.spec)
+    views, augment = recipe.data.augment.views, recipe.data.augment
+    return CachedFeatures(session.data, session.backbone, augment, recipe.seed, views=views, layer=layer, block=block)
 
 
 def frozen(session: Session, data: Any) -> Any:

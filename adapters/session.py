@@ -255,12 +255,14 @@ def check_samples(
 ) -> None:
     """Refuse data with nothing to test on, or nothing to fit a method that learns from images."""
     learns = method.trainable(config, spec) or method.fit_closed_form is not Adapter.fit_closed_form
-    where = getattr(data.config, "root", None) or data.config.name
+    where = getattr(data.config, "table", None) or getattr(data.config, "root", None) or data.config.name
     trained = {data.class_names[sample.label] for sample in data.samples["train"]} & set(training.names)
     if learns and not trained:
+        without = "prompt_pair" if method.task == "ordering" else "zero_shot"
+        given = sum(len(data.samples[split]) for split in ("val", "test"))
         raise RecipeError(
-            f"There are no training images in {where}, and '{method.variant(config)}' learns from some. "
-            "Give images of split train, or use method=zero_shot."
+            f"There are no training images in {where}, and '{method.variant(config)}' learns from some; {given} are there to "
+            f"validate and test. Give images of split train (a column, a folder, or more images), or use method={without}."
         )
     if not data.samples["test"]:
         raise RecipeError(f"There are no test images in {where}: nothing could be measured. Add some, or fewer data.shots.")
