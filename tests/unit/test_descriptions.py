@@ -186,3 +186,5 @@ def test_predictions_say_why(tiny, tmp_path, fish, monkeypatch, capsys):
     (one, *_) = Classifier(adapter).predict(rows[0]["path"])
     assert {text for text, _ in one.because} == set(adapter.prompts(one.label))
     assert rows[0]["because"].startswith(f"{one.because[0][0]} ({one.because[0][1]:.3f}); ")
+    assert main(["explain", "run", rows[0]["path"], "--out", "why.png"]) == 0
+    assert one.because[0][0] in capsys.readouterr().out and (tmp_path / "why.png").stat().st_size > 5000
