@@ -27,7 +27,8 @@ def draw(found: Evidence, find: Callable[[str], Any]) -> bytes:
     from matplotlib.figure import Figure
 
     said = found.because[:SAID]
-    heights = [3.2] + ([0.7 + 0.24 * len(said)] if said else []) + ([2.1] if found.support else []) + ([0.5 + 0.24 * len(found.words)] if found.words else [])
+    heights = [3.2, *([0.7 + 0.24 * len(said)] if said else []), *([2.1] if found.support else [])]
+    heights += [0.5 + 0.24 * len(found.words)] if found.words else []
     figure = Figure(figsize=(9.6, sum(heights) + 0.5), dpi=130, layout="constrained")
     parts = np.ravel(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False))
     figure.suptitle(plain(f"What speaks for: {found.label}"), fontsize=12)
