@@ -89,6 +89,11 @@ def predict_command(
     folder = Path(run)
     if not (is_run(folder) or (folder / "adapter.json").is_file() or (folder / "adapter").is_dir()):
         folder = resolve_run(str(run))
+    from .predict_regions import command
+
+    answered = command(folder, path, out, top or 1, console, _fresh)
+    if answered is not None:
+        return answered
     images = find_images(path)
     if task_of_artefact(folder) == "ordering":
         from .predict_order import order_command
