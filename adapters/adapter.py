@@ -292,6 +292,19 @@ class Adapter(nn.Module):
         """Scores (B, C) of image features (B, D) that `encode_image` gave; for methods that keep `logits` as it is."""
         return self.backbone.logit_scale * features @ self.class_weights().T
 
+    def linear_head(self) -> tuple[Tensor, Tensor, bool]:
+        """The classifier behind the image features, where the scores are linear in them: what can be exported as a table.
+
+        Returns:
+            W (C, D), b (C) and whether features have unit norm: logits = W f + b. A method whose `logits` are something
+            else need not say so here: what is exported is compared with `logits` before it is written.
+
+        Raises:
+            LimpetError: there is none.
+        """
+        weights = self.backbone.logit_scale * self.class_weights()
+        return weights, weights.new_zeros(len(weights)), True
+
     # Classes
 
     @contextmanager

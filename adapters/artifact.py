@@ -72,7 +72,7 @@ def save(adapter: Adapter, run_dir: str | Path, info: Mapping[str, Any] | None =
         content["info"] = dict(info or {})
         text = json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True, allow_nan=True)
         (beside / INFO).write_text(text + "\n", encoding="utf-8")
-        (beside / CARD).write_text(card(content), encoding="utf-8")
+        (beside / CARD).write_text(card(content, adapter.task), encoding="utf-8")
         number = max((n for n, _ in versions(run_dir)), default=0) + 1
         while True:
             try:

@@ -257,10 +257,15 @@ class FrozenClip:
             self._texts[key] = features[[place[text] for text in key]]
         return _finish(self._texts[key], normalize)
 
-    def _text(self, texts: list[str]) -> Tensor:
-        """Encode texts; causal native towers skip the padding and share the start of text, which is exact."""
+    def _text(self, texts: list[str], offset: int = 0) -> Tensor:
+        """Encode texts; causal native towers skip the padding and share the start of text, which is exact.
+
+        With an `offset`, the tokens behind the start of text take positions that many places further on.
+        """
         rows = self.tokenize(texts)
         tower = self.text
+        if tower is not None and offset:
+            tower = replace(tower, positions=torch.cat([tower.positions[:1], tower.positions[1 + offset :]]))
         if tower is None or not tower.cuttable or any(attention_problem(b) for b in tower.blocks):
             size = max(1, TEXT_TOKENS // rows.shape[1])
             return torch.cat(
@@ -351,11 +356,17 @@ class EditableClip(FrozenClip):
             else super().encode_image(images, normalize)
         )
 
-    def encode_text(self, texts: Sequence[str], normalize: bool = True) -> Tensor:
-        """Return text features (N, D), with gradient where the text tower is trained."""
+    def encode_text(self, texts: Sequence[str], normalize: bool = True, offset: int = 0) -> Tensor:
+        """Return text features (N, D), with gradient where the text tower is trained.
+
+        Args:
+            texts: N texts.
+            normalize: to unit norm.
+            offset: places that a trained native tower's tokens behind the start are moved on by; they must leave room.
+        """
         if "text" not in self.towers or not texts:
             return super().encode_text(texts, normalize)
-        return _finish(self._text(list(texts)), normalize)
+        return _finish(self._text(list(texts), offset), normalize)
 
 
 def _tower_of(name: str) -> str:

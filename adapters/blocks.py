@@ -150,8 +150,8 @@ def self_attention(
             _, more_k, more_v = seams.qkv(layer, attention, seen)
         else:
             more_k, more_v = project_part(attention, seen, 1, 3)
-        k = torch.cat([k, more_k.expand(len(k), -1, -1, -1)], 1)
-        v = torch.cat([v, more_v.expand(len(v), -1, -1, -1)], 1)
+        k = torch.cat([k, more_k.expand(k.shape[0], -1, -1, -1)], 1)  # not len(): an export keeps the number of images open
+        v = torch.cat([v, more_v.expand(v.shape[0], -1, -1, -1)], 1)
         keep = slice(0, length) if keep is None else keep
     bias = bias if bias is None or keep is None else bias[..., keep, :]
     extra = None if seams.bias is None else seams.bias(layer)
@@ -224,7 +224,7 @@ def run(
             if layer + 1 < len(prompts) or (rows is not None and rows.indices(places)[1] == rows.stop):
                 seen = own
             else:
-                x = torch.cat([x, own.expand(len(x), -1, -1)], 1)
+                x = torch.cat([x, own.expand(x.shape[0], -1, -1)], 1)
         x = residual(
             block,
             x,

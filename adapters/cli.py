@@ -131,6 +131,33 @@ def predict(
         raise typer.Exit(1)
 
 
+@app.command(rich_help_panel="Use")
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run as elsewhere, or the folder of an adapter.")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="WHAT", help="adapter, merged, onnx, peft, weights or hub-folder.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder to make; by default exports/WHAT in the run's folder, numbered."),
+    ] = None,
+    version: Annotated[
+        int | None, typer.Option("--version", metavar="N", help="Version of the adapter; by default the newest.")
+    ] = None,
+    beside: Annotated[
+        bool, typer.Option("--beside", help="For onnx: class weights beside the model, which then gives features.")
+    ] = False,
+    images: Annotated[
+        str | None,
+        typer.Option("--images", metavar="PATH", help="Images to compare answers on; by default drawn ones."),
+    ] = None,
+    runs: RunsDir = RUNS,
+) -> None:
+    """Write a run's adapter in a form that others use, once its answers are proved to be the same."""
+    folder = Path(run) if _module("runs").is_adapter(Path(run)) else _module("runs").resolve_run(run, runs)
+    _module("export").export_command(folder, to, out, version, beside, images)
+
+
 @app.command("add-classes", rich_help_panel="Use")
 def add_classes(
     run: RunName,

@@ -204,7 +204,7 @@ class CachedFeatures:
             Subset(dataset, sorted(missing.values())),
             batch_size=self.batch_size,
             num_workers=int(getattr(self.config, "num_workers", 0)),
-            collate_fn=self.datamodule.train_dataloader().collate_fn,  # leaves out what cannot be decoded
+            collate_fn=self.datamodule.test_dataloader().collate_fn,  # leaves out what cannot be decoded
         )
         what = f"Computing features: {split}" + (
             "" if view is None else f", view {view + 1} of {self.view_count}"

@@ -63,7 +63,8 @@ class AdaptationModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimiser and, per epoch or step, its schedule."""
-        optimiser = build_optimiser(self.adapter.learnable(), self.optim)
+        names = [name for name, parameter in self.adapter.named_parameters() if parameter.requires_grad]
+        optimiser = build_optimiser(self.adapter.learnable(), self.optim, names)
         by_step = self.optim.interval == "step"
         total = int(self.trainer.estimated_stepping_batches) if by_step else int(self.trainer.max_epochs or 1)
         schedule = build_schedule(optimiser, self.optim, total)

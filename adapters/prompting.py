@@ -205,17 +205,18 @@ class PromptEncoder:
                 beginning = torch.cat([start, common])[None]
                 held = context[0][chunk.owners, chunk.slots]
             else:
-                parts = (start.expand(len(context), -1, -1), context[:, : plan.shared])
-                beginning = torch.cat([*parts, common.expand(len(context), -1, -1)], 1)
+                size = context.shape[0]  # not len(): an export keeps the number of images open
+                parts = (start.expand(size, -1, -1), context[:, : plan.shared])
+                beginning = torch.cat([*parts, common.expand(size, -1, -1)], 1)
                 held = context[:, chunk.slots]
             rests = self.backbone.embed_tokens(chunk.ids)
             if len(chunk.rows):
-                rests = rests if held.ndim == 2 else rests.expand(len(context), -1, -1)
+                rests = rests if held.ndim == 2 else rests.expand(context.shape[0], -1, -1)
                 rests = rests.index_copy(-2, chunk.rows, held)
             return encode(tower, chunk.layout, beginning, rests, deep)
 
         images = None  # how many per-image contexts one pass takes
-        if self.memory is not None and not class_specific:
+        if self.memory is not None and not class_specific and not torch.compiler.is_compiling():
             images = max(1, self.memory // max(chunk.layout.tokens for chunk in plan.chunks))
         parts = [
             torch.cat(
@@ -266,9 +267,9 @@ def _split(
     groups: Tensor, deep: tuple[Tensor, ...], size: int | None
 ) -> list[tuple[Tensor, tuple[Tensor, ...], int]]:
     """Cut per-image contexts (and deep prompts that are per image) into parts of `size` images."""
-    count = len(groups)
-    if size is None or size >= count:
+    if size is None or size >= len(groups):
         return [(groups, deep, 1)]
+    count = len(groups)
     starts = range(0, count, size)
     return [
         (

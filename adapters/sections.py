@@ -34,6 +34,7 @@ class BackboneConfig:
     activation: str | None = choice(None, "gelu", "quick_gelu")  # None: what the name and tag imply
     precision: str = choice("fp32", *PRECISIONS)
     text_memory: int | None = number(None, 1)  # tokens encoded at once; None = all
+    architecture: dict[str, Any] | None = None  # an open_clip model configuration, in place of a known name
 
 
 @dataclass
@@ -52,8 +53,9 @@ class ClassesConfig:
 class OptimConfig:
     """The optimiser and its learning-rate schedule."""
 
-    name: str = choice("sgd", "sgd", "adam", "adamw")
+    name: str = choice("sgd", "sgd", "adam", "adamw", "muon")
     lr: float = number(0.002, 0)
+    rest_lr: float | None = number(None, 0)  # muon: of what is not a matrix; None: lr
     momentum: float = number(0.9, 0)
     weight_decay: float = number(5e-4, 0)
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])

@@ -96,6 +96,7 @@ def prepare(recipe: Recipe) -> Session:
     seed_everything(recipe.seed)
     data = load_data(recipe)
     check_task(method, data)
+    check_labels(method, config, spec, data)
     classes = choose_classes(recipe, data)
     if tuple(data.class_names) != classes.names:
         data = data.restrict(classes.names)
@@ -140,6 +141,16 @@ def check_task(method: type[Adapter], data: Any) -> None:
         raise RecipeError(
             f"'{method.__name__}' classifies images, and data.name={data.config.name} gives values to order them by. "
             "Use method=ranking, ranknet or prompt_pair, or data=table for classes."
+        )
+
+
+def check_labels(method: type[Adapter], config: Any, spec: BackboneSpec, data: Any) -> None:
+    """Refuse training on labels with data whose training batches have captions in their place."""
+    unlabelled = getattr(data, "unlabelled_training", False)
+    if unlabelled and method.trainable(config, spec) and "label" in method.batch_keys(config, spec):
+        raise RecipeError(
+            f"'{method.variant(config)}' is trained on class labels, and data.name={data.config.name} gives captions to train "
+            "on. Use method=contrastive, or data with classes."
         )
 
 

@@ -144,11 +144,20 @@ class TowerAdapter(Adapter):
         """Text classifier (C, D): computed once while the text tower is frozen, at every step while it is trained."""
         return self.prompt_weights() if "text" in self.towers(self.config) else self.zero_shot_weights()
 
-    def logits_of(self, features: Tensor) -> Tensor:
-        """Scores (B, C): the scale of the backbone, or `logit_scale` of the configuration, times cosine similarity."""
+    @property
+    def scale(self) -> float:
+        """The scale of the backbone, or `logit_scale` of the configuration."""
         fixed = self.config.logit_scale
-        scale = self.backbone.logit_scale if fixed is None else float(fixed)
-        return scale * features @ self.class_weights().T
+        return self.backbone.logit_scale if fixed is None else float(fixed)
+
+    def logits_of(self, features: Tensor) -> Tensor:
+        """Scores (B, C): the scale times cosine similarity."""
+        return self.scale * features @ self.class_weights().T
+
+    def linear_head(self) -> tuple[Tensor, Tensor, bool]:
+        """The class weights times the scale."""
+        weights = self.scale * self.class_weights()
+        return weights, weights.new_zeros(len(weights)), True
 
     def merged(self) -> dict[str, Tensor]:
         """Plain open_clip weights with their original names, what was trained included.
@@ -163,4 +172,4 @@ class TowerAdapter(Adapter):
 
     def merged_tensors(self) -> dict[str, Tensor]:
         """The tensors of `merged` that differ from the backbone's."""
-        return dict(self._clip.named_parameters())
+        return dict(self.trained.named_parameters())

@@ -202,6 +202,68 @@ class ReefOrderingConfig(ListConfig, DataConfig):
 
 
 @dataclass
+class PretrainingConfig(DataConfig):
+    """Photographs with names, drawn shapes and drawn fish, for the pretraining of a small CLIP.
+
+    Attributes:
+        photos: zip or folder in the root with a sub-folder for each class, for training and validation.
+        test_photos: the same for the test.
+        photo_size: pixels that photographs are kept at in memory.
+        size: height and width of a training image in pixels.
+        photo_share, shape_share, fish_share: share of a batch from each source.
+        fine_share: how often a photograph is called by the finer name of its file.
+        shapes: drawn scenes of shapes.
+        fish: drawn scenes of fish.
+        named_fish: the first so many reef species appear under their own names; the others are never named.
+        smallest_crop: least share of a photograph's area that a random crop keeps.
+        epoch_images: images that count as an epoch.
+        drawing_seed: seed of the drawings.
+    """
+
+    name: str = "pretraining"
+    shots: Any = "all"
+    batch_size: int = 128
+    photos: str = "train.zip"
+    test_photos: str = "test.zip"
+    photo_size: int = 32
+    size: int = 64
+    photo_share: float = 0.6
+    shape_share: float = 0.25
+    fish_share: float = 0.15
+    fine_share: float = 0.4
+    shapes: int = 24000
+    fish: int = 10000
+    named_fish: int = 8
+    smallest_crop: float = 0.4
+    epoch_images: int = 25600
+    drawing_seed: int = 1
+
+
+@dataclass
+class ShapesConfig(DataConfig):
+    """Drawn shapes, made on the fly, whose classes are combinations of colour and shape, or one attribute.
+
+    Attributes:
+        attribute: combination (colour and shape) | count | size | pattern | position | facing | colour | shape.
+        combinations: of colour and shape: all | held_out (those kept from the pretraining of limpet-tiny) | seen.
+        size: height and width of an image in pixels, 32 to 224.
+        train: images of each class for training.
+        val: the same for validation.
+        test: the same for the test.
+        drawing_seed: another seed gives other images.
+    """
+
+    name: str = "shapes"
+    attribute: str = "combination"
+    combinations: str = "all"
+    size: int = 64
+    train: int = 16
+    val: int = 4
+    test: int = 10
+    drawing_seed: int = 1
+
+
+@dataclass
 class StreamConfig:
     """How data arrive in sessions, one after the other, each with images of its own.
 

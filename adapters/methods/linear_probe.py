@@ -153,6 +153,11 @@ class LinearProbe(Adapter):
         rows = [self._trained.index(name) for name in self.classes.names]
         return self._input(batch) @ self.weight[rows].T + self.bias[rows]
 
+    def linear_head(self) -> tuple[Tensor, Tensor, bool]:
+        """W and b."""
+        rows = [self._trained.index(name) for name in self.classes.names]
+        return self.weight[rows], self.bias[rows], self.config.normalize
+
     def check_classes(self, classes: ClassSet) -> None:
         """Only classes with a row of W can be answered about."""
         missing = [name for name in classes.names if name not in self._trained]

@@ -137,6 +137,11 @@ class LPPlusPlus(Adapter):
         features = self.encode_image(batch)
         return features @ self.weight[rows].T + self.bias[rows] + self.alpha[rows] * (features @ self.class_weights().T)
 
+    def linear_head(self) -> tuple[Tensor, Tensor, bool]:
+        """W with the weighted text added, and b."""
+        rows = [self._trained.index(name) for name in self.classes.names]
+        return self.weight[rows] + self.alpha[rows, None] * self.class_weights(), self.bias[rows], True
+
     def check_classes(self, classes: ClassSet) -> None:
         """Only classes with a row of W can be answered about."""
         missing = [name for name in classes.names if name not in self._trained]

@@ -10,7 +10,7 @@ from limpet.recipe import load, packaged_names
 from limpet.runner import fit
 
 METHODS = sorted(n.partition("/")[2] for n in packaged_names() if n.startswith("method/"))
-DATA = sorted(n.partition("/")[2] for n in packaged_names() if n.startswith("data/"))
+DATA = sorted(n.partition("/")[2] for n in packaged_names() if n.startswith("data/") and n != "data/pretraining")
 RUNNABLE = sorted(n for n in packaged_names() if "/" not in n and n != "base")
 ORDERING = ("ordering", "reef_ordering")
 
@@ -57,6 +57,11 @@ def sources(fish, tmp_path_factory):
         "coop_splits": [f"data.root={root}/coop"],
         "ordering": [f"data.root={fish}", f"data.table={root}/fish.csv", "data.instruction=Sort by number."],
         "reef_ordering": ["data.train=16", "data.val=4", "data.test=8"],
+        "pretraining": [
+            f"data.root={fish}", "data.photos=.", "data.test_photos=.", "data.shapes=4", "data.fish=2", "data.batch_size=8",
+            "data.epoch_images=16", "trainer.precision=32-true",
+        ],
+        "shapes": ["data.attribute=pattern", "data.train=2", "data.val=2", "data.test=2"],
         "reef": ["data.species=4", "data.train=4", "data.val=2", "data.test=2"],
     }
 
@@ -90,7 +95,7 @@ def test_every_method_runs_on_every_kind_of_data(method, data, sources, tmp_path
     file = tmp_path / "mine.yaml"
     file.write_text(f"extends: [base, data/{kind}, trainer/cpu, method/{method}]\n")
     (recipe,) = load(str(file), [*SMALL, *sources[data], *shots(data), f"run.dir={tmp_path}"])
-    images = {"folder": None, "reef": 8, "ordering": None, "reef_ordering": 8}.get(data, 16)
+    images = {"folder": None, "reef": 8, "shapes": 8, "ordering": None, "reef_ordering": 8}.get(data, 16)
     metrics = check(fit(recipe), images)
     assert metrics["method"] == method
     assert data in ORDERING or metrics["results"]["all"]["classes"] == 4
