@@ -32,14 +32,18 @@ def command(
     from .predict import find_images, task_of_artefact
 
     task = task_of_artefact(folder)
-    given = Path(str(path)).expanduser()
-    table = given.suffix.lower() in TABLES and given.is_file()
+    paths = [str(path)] if isinstance(path, str | Path) else [str(one) for one in path]
+    given = Path(paths[0]).expanduser()
+    table = len(paths) == 1 and given.suffix.lower() in TABLES and given.is_file()
+    if out is not None and out.suffix.lower() != ".csv" and (table or task in ("referring", "anomaly")):
+        raise LimpetError(f"Answers about regions are written as CSV; --out is {out}.")
     if table and task in ("classification", "referring"):
         return regions_command(folder, given, out or fresh(folder, "regions"), top, console)
     if task == "referring":
-        raise LimpetError(f"This run chooses among boxes: give a CSV with path, caption, x0, y0, x1, y1 in place of {path}.")
+        raise LimpetError(f"This run chooses among boxes: give a CSV with path, caption, x0, y0, x1, y1 in place of {paths[0]}.")
     if task == "anomaly":
-        return anomaly_command(folder, find_images(str(path)), out or fresh(folder, "anomalies"), console)
+        images = list(dict.fromkeys(image for one in paths for image in find_images(one)))
+        return anomaly_command(folder, images, out or fresh(folder, "anomalies"), console)
     return None
 
 

@@ -215,7 +215,7 @@ class OrderingConfig(ListConfig, DataConfig):
         table: the file; None for labels.csv in the root.
         path_column: column of the image's path, relative to the root or to the table's folder.
         value_column: column of the number.
-        category_column: column of a category within which images are ordered; None where there is only one.
+        category_column: column of a category within which images are ordered, if there is one; None for one order of all.
         instruction_column: column of an instruction for each image; used where it exists.
         split_column: column with train, val or test; used where it exists and is filled.
         group_column: column of what must not be split (person, patient); used where it exists.
@@ -230,7 +230,7 @@ class OrderingConfig(ListConfig, DataConfig):
     table: str | None = None
     path_column: str = "path"
     value_column: str = "value"
-    category_column: str | None = None
+    category_column: str | None = "category"
     instruction_column: str = "instruction"
     split_column: str = "split"
     group_column: str = "group"
