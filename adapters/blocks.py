@@ -9,8 +9,10 @@ parameters of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,6 +42,7 @@ class Seams:
         bias: `(layer) -> Tensor | None`, added to the attention logits; broadcast to (B, H, Lq, Lk).
         heads: `(layer, heads' output (B, H, Lq, d)) -> the same shape`; may look at single heads or change
             them.
+        weights: `(layer, attention weights (B, H, Lq, Lk))`; only looks at them. They are then computed openly.
         enter: `(layer, block, tokens entering it (B, L, W))`; only looks, as a stream beside the tower does.
     """
 
@@ -47,10 +50,31 @@ class Seams:
     out: Callable[[int, Any, Tensor], Tensor] | None = None
     bias: Callable[[int], Tensor | None] | None = None
     heads: Callable[[int, Tensor], Tensor] | None = None
+    weights: Callable[[int, Tensor], None] | None = None
     enter: Callable[[int, Any, Tensor], None] | None = None
 
 
 PLAIN = Seams()
+_watching: ContextVar[list[Tensor] | None] = ContextVar("watching", default=None)
+
+
+@contextmanager
+def watched_attention() -> Iterator[list[Tensor]]:
+    """Within the context, gather the attention weights (B, H, Lq, Lk) of every block that `image_features` passes through.
+
+    Lk counts the class token, the patches, then any prompts; Lq is 1 in the last block of a tower that pools its class token.
+    """
+    gathered: list[Tensor] = []
+    token = _watching.set(gathered)
+    try:
+        yield gathered
+    finally:
+        _watching.reset(token)
+
+
+def watched() -> bool:
+    """Whether attention is being watched, so that no shortcut around `image_features` may be taken."""
+    return _watching.get() is not None
 
 
 def attention_problem(block: Any) -> str | None:
@@ -161,7 +185,14 @@ def self_attention(
         if keep is not None and extra.shape[-2] == k.shape[1]:
             extra = extra[..., keep, :]
         bias = extra if bias is None else bias + extra
-    out = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    if seams.weights is None:
+        out = attend(q, k, v, bias)
+    else:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        shares = (scores if bias is None else scores + bias.to(q.dtype)).softmax(-1)
+        seams.weights(layer, shares)
+        out = shares @ v
     if seams.heads is not None:
         out = seams.heads(layer, out)
     merged = out.transpose(1, 2).flatten(2)
@@ -322,6 +353,9 @@ def image_features(
     """
     x = embed_image(backbone, images)
     visual = backbone.model.visual
+    gathered = _watching.get()
+    if gathered is not None:
+        seams = replace(seams, weights=lambda _, shares: gathered.append(shares))
     if prompts:
         prompts = [visual.ln_pre(prompts[0].to(x.dtype)), *prompts[1:]]
     # Only the pooled tokens' outputs are read, so the last block computes nothing else.
@@ -363,11 +397,19 @@ def project_tokens(backbone: FrozenClip, x: Tensor) -> Tensor:
     return x if visual.proj is None else torch.matmul(x, visual.proj)
 
 
-def image_tokens(backbone: FrozenClip, images: Tensor) -> Tensor:
-    """Patch tokens (B, P, W) of network input (B, 3, H, W) behind the last block of any image tower."""
+def image_tokens(backbone: FrozenClip, images: Tensor, block: int | None = None) -> Tensor:
+    """Patch tokens (B, P, W) of network input (B, 3, H, W) behind the last block of any image tower.
+
+    With `block`, those behind this block (counted from 0) of a native ViT, before any norm.
+    """
     visual = backbone.model.visual
     kind = backbone.spec.image_tower
     x: Tensor
+    if kind == "vit" and block is not None:
+        x = visual._embeds(images)
+        for layer in visual.transformer.resblocks[: block + 1]:
+            x = layer(x)
+        return x[:, 1:]
     if kind == "vit":
         x = visual.transformer(visual._embeds(images))
         x = x if visual.attn_pool is not None else visual.ln_post(x)

@@ -190,7 +190,7 @@ def print_table(run_dirs: Iterable[str | Path], console: Console | None = None) 
 
 
 def compare(runs: Iterable[str | Path], out: Path | None = None, console: Console | None = None) -> None:
-    """Print the table of runs; with `out`, also write compare.md, compare.csv, compare.html (and shots.png) there.
+    """Print the table of runs; with `out`, also write compare.md, compare.csv, compare.html, bars.png (and shots.png) there.
 
     Raises:
         RunError: If none of the runs is finished, or the folder cannot be written.
@@ -212,18 +212,17 @@ def compare(runs: Iterable[str | Path], out: Path | None = None, console: Consol
 
 
 def write(rows: Sequence[Row], notes: Sequence[str], out: Path) -> list[Path]:
-    """Write the rows as Markdown, CSV and HTML (and a shots curve where runs differ in shots); return the files."""
-    from .compare_plots import page, shots_curve
+    """Write the rows as Markdown, CSV and HTML, a bar chart, and a shots curve where runs differ in shots; return the files."""
+    from .compare_plots import bars, page, shots_curve
 
     out.mkdir(parents=True, exist_ok=True)
-    picture = shots_curve(rows)
+    picture, chart = shots_curve(rows), bars(rows, _labels(rows))
     contents: dict[str, bytes] = {
         "compare.md": markdown(rows).encode(),
         "compare.csv": as_csv(rows).encode(),
-        "compare.html": page(rows, _labels(rows), _columns(rows), notes, picture).encode(),
+        "compare.html": page(rows, _labels(rows), _columns(rows), notes, picture, chart).encode(),
     }
-    if picture is not None:
-        contents["shots.png"] = picture
+    contents |= {name: png for name, png in (("bars.png", chart), ("shots.png", picture)) if png is not None}
     for name, content in contents.items():
         files.write_bytes(out / name, content)
     return [out / name for name in contents]

@@ -124,6 +124,11 @@ class DeepPrompts(Adapter):
         encoder = self.text_encoder(prompts[0].shape[-2])
         return F.normalize(encoder(prompts[0], prompts[1:]).to(self.dtype), dim=-1)
 
+    def learned_tokens(self, label: str) -> dict[str, Tensor]:
+        """The text prompts of layer 0; those of deeper layers do not stand among words."""
+        prompts = self.text_prompts()
+        return {"text prompt": prompts[0]} if prompts else {}
+
     def text_encoder(self, count: int) -> PromptEncoder:
         """The encoder of the present classes' texts behind `count` prompt tokens."""
         if "encoder" not in self._derived:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__, artifact
 from .errors import ArtifactError, LimpetError, nearest
 from .export_card import write_card
-from .export_job import Job, Written
+from .export_job import CannotExport, Job, Written
 from .export_parity import Parity, compare, in_batches, proof_images
 
 if TYPE_CHECKING:
@@ -65,6 +65,9 @@ def export(
     if out is not None and (out.exists() or out.is_symlink()):
         raise LimpetError(f"{out} is there already, and nothing is written over. Give another folder, or remove it.")
     job = load_job(run, version, images, beside)
+    needed = job.adapter.image_alone(job.adapter.config, job.backbone.spec)
+    if needed and target not in ("adapter", "hub-folder"):
+        raise CannotExport(f"{needed} Use --to adapter or --to hub-folder, which Limpet loads again.")
     place = out or run_folder(job.artefact) / FOLDER / target
     part = place.parent / f".{place.name}.{uuid.uuid4().hex[:8]}.unfinished"
     try:

@@ -73,6 +73,11 @@ class LearnedContext(Adapter):
         shape = (*rows, self.config.context_length, self.backbone.spec.text_width)
         return nn.init.normal_(torch.empty(*shape, dtype=self.dtype), std=0.02)
 
+    def learned_tokens(self, label: str) -> dict[str, Tensor]:
+        """The context; of one for each class, that of `label`."""
+        context = self.context if self.context.ndim == 2 else self.context[self._trained.index(label)]
+        return {"context": context}
+
     def encode_text(self, texts: Sequence[Text]) -> Tensor:
         """Text features (N, D), unit norm, of texts behind the learned context (in place of class names).
 

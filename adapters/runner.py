@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from . import __version__, artifact, files, show
+from . import __version__, artifact, files, more_measures, show
 from .callbacks.base_to_new import Spaces, label_spaces, measure
 from .callbacks.checkpoint import KeepBest, ResumeCheckpoint
 from .callbacks.cross_dataset import OTHER, Target, measure_targets
@@ -29,6 +28,7 @@ from .errors import LimpetError, RecipeError, RunError
 from .features import CachedFeatures
 from .images_with_features import ImagesWithFeatures
 from .interpolation import post_step
+from .loggers import log_results, named, open_loggers
 from .module import AdaptationModule
 from .ranks import LateLoader, leave_group, rank, shared_run_dir
 from .recipe import Recipe
@@ -52,6 +52,7 @@ def user_errors() -> tuple[type[Exception], ...]:
 
 def check(recipe: Recipe) -> None:
     """Everything up to the first step, then the plan and the memory it takes on the screen."""
+    named(recipe)
     session = prepare(recipe)
     show.plan(session)
     show.checked(session)
@@ -64,6 +65,7 @@ def fit(recipe: Recipe, run_dir: Path | None = None) -> Path:
         recipe: one cell (no grid).
         run_dir: folder to use; None takes the next free number below `run.dir`/recipe name.
     """
+    named(recipe)
     session = prepare(recipe)  # from here on `init_from` names one version
     given = run_dir
     run_dir = shared_run_dir(lambda: given or new_run_dir(recipe.run.name or recipe.name, Path(recipe.run.dir)))
@@ -96,6 +98,7 @@ def execute(session: Session, run_dir: Path) -> Path:
         return runs_stream(session, run_dir)
     started = time.monotonic()
     recipe = session.recipe
+    session.loggers = open_loggers(recipe, run_dir)
     env = environment()
     manifest = session.data.manifest()
     if rank() > 0:  # a further device: it only helps to train
@@ -110,28 +113,49 @@ def execute(session: Session, run_dir: Path) -> Path:
     seconds["fit"] = time.monotonic() - started - sum(seconds.values())
     spaces = measure(session.adapter, data, label_spaces(session.classes, recipe.protocol))
     task = task_of(session.adapter)
-    reference = task.reference(session.backbone, session.classes)
+    reference = session.adapter.reference() or task.reference(session.backbone, session.classes)
     plain = frozen(session, data) if reference.task == "classification" else with_features(session, reference)
     zero_shot = measure(reference, plain, label_spaces(session.classes, recipe.protocol))
     targets = ready(session.targets, session.backbone, session.needs == "features", recipe.seed)
     spaces.add(measure_targets(session.adapter, targets))
+    calibration = calibrate(session, data, spaces)
     zero_shot.add(measure_targets(reference, targets))
     seconds["evaluate"] = time.monotonic() - started - sum(seconds.values())
     metrics = metrics_of(session, data, manifest, spaces, zero_shot)
     if targets:
         metrics |= transfer_metrics(targets, spaces, zero_shot)
+    metrics |= more_measures.measure_more(session.adapter, data, session.data, session.classes, recipe)
+    if calibration:
+        metrics["calibration"] = calibration["metrics"]
     augment = dataclasses.asdict(recipe.data.augment)
     record = {"metrics": metrics, "split_hash": manifest["hash"], "recipe": recipe.name, "seed": recipe.seed, "augment": augment}
+    if calibration:
+        record["calibration"] = calibration["calibration"]
     artifact.save(session.adapter, run_dir, record)
     files.write_csv(run_dir / "per_class.csv", task.class_rows(spaces, zero_shot))
+    if hasattr(task, "write_pictures"):
+        task.write_pictures(run_dir, spaces, thumbnails(session))
     files.write_csv(run_dir / "predictions.csv", [{"space": s, **row} for s, o in spaces.outcomes.items() for row in o.predictions()])
+    more_measures.write(metrics, run_dir)
     env["seconds"] = {k: round(v, 3) for k, v in seconds.items()}
     files.write_json(run_dir / "env.json", env)
     files.write_json(run_dir / "metrics.json.part", metrics)
     task.write_report(run_dir, metrics, thumbnails(session))
     (run_dir / "metrics.json.part").replace(run_dir / "metrics.json")
+    more_measures.show(metrics, show.console)
+    log_results(session.loggers, metrics)
     task.show_results(session, metrics, run_dir)
     return run_dir
+
+
+def calibrate(session: Session, data: Any, spaces: Spaces) -> dict[str, Any]:
+    """What the task fits on the validation images to make probabilities honest; nothing for tasks without probabilities."""
+    task = task_of(session.adapter)
+    if not hasattr(task, "calibrated"):
+        return {}
+    held_out = data.restrict(session.training_classes.names).val_dataloader()
+    found: dict[str, Any] = task.calibrated(session.adapter, held_out, spaces)
+    return found
 
 
 def manifest_of(session: Session) -> dict[str, Any]:
@@ -161,8 +185,9 @@ def with_features(session: Session, adapter: Adapter | None = None) -> Any:
     if needs == "images":
         return session.data
     recipe, layer = session.recipe, "tokens" if needs == "patches" else "output"
-    views = recipe.data.augment.views
-    return CachedFeatures(session.data, session.backbone, recipe.data.augment, recipe.seed, views=views, layer=layer)
+    block = adapter.token_block(adapter.config, session.backbone.spec)
+    views, augment = recipe.data.augment.views, recipe.data.augment
+    return CachedFeatures(session.data, session.backbone, augment, recipe.seed, views=views, layer=layer, block=block)
 
 
 def frozen(session: Session, data: Any) -> Any:
@@ -265,7 +290,7 @@ def gradient_training(
             precision=training_precision(recipe),
             gradient_clip_val=recipe.trainer.gradient_clip,
             log_every_n_steps=recipe.trainer.log_every,
-            logger=loggers(recipe, run_dir),
+            logger=session.loggers or open_loggers(recipe, run_dir),  # a session of a stream has a log of its own
             callbacks=callbacks,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -300,19 +325,6 @@ def make_trainer(recipe: Recipe, **settings: Any) -> lightning.Trainer:
             f"trainer.strategy={section.strategy}, trainer.precision={section.precision}: "
             f"{' '.join(str(error).split()).partition('. ')[0].rstrip('.')}."
         ) from error
-
-
-def loggers(recipe: Recipe, run_dir: Path) -> list[Any]:
-    """The loggers of `trainer.loggers`; they write into the run folder's log/.
-
-    Raises:
-        RecipeError: a logger's package is not installed.
-    """
-    kinds: dict[str, Any] = {"csv": CSVLogger, "tensorboard": TensorBoardLogger}
-    try:
-        return [kinds[word](run_dir, name=None, version="log") for word in recipe.trainer.loggers]
-    except ModuleNotFoundError:
-        raise RecipeError("trainer.loggers names tensorboard, which is not installed: pip install tensorboard") from None
 
 
 def metrics_of(session: Session, data: Any, manifest: dict[str, Any], spaces: Spaces, zero_shot: Spaces) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import interpolation
 from .adapter import Adapter, Batch, Needs
 from .block_memory import BlockMemory
+from .blocks import watched
 from .errors import nearest
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class TowerAdapter(Adapter):
         if "image" not in self.towers(self.config):
             return super().encode_image(batch)
         clip, images = self.clip, batch["image"]
-        if self._first and self._memory.size:
+        if self._first and self._memory.size and not watched():
             features = self._memory.image_features(clip, images, self._first)
         else:
             features = clip.encode_image(images, normalize=False)
