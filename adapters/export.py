@@ -65,6 +65,9 @@ def export(
     if out is not None and (out.exists() or out.is_symlink()):
         raise LimpetError(f"{out} is there already, and nothing is written over. Give another folder, or remove it.")
     job = load_job(run, version, images, beside)
+    needed = job.adapter.image_alone(job.adapter.config, job.backbone.spec)
+    if needed and target not in ("adapter", "hub-folder"):
+        raise CannotExport(f"{needed} Use --to adapter or --to hub-folder, which Limpet loads again.")
     place = out or run_folder(job.artefact) / FOLDER / target
     part = place.parent / f".{place.name}.{uuid.uuid4().hex[:8]}.unfinished"
     try:

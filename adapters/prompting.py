@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .backbone import FrozenClip
 from .backbone_spec import BackboneSpec
+from .backbone_tokens import Text
 from .blocks import attention_problem
 from .errors import BackboneError, LimpetError
 from .packed_text import encode
@@ -102,7 +103,7 @@ class PromptEncoder:
     def __init__(
         self,
         backbone: FrozenClip,
-        texts: Sequence[str],
+        texts: Sequence[Text],
         context_length: int,
         position: str = "end",
         *,

@@ -17,6 +17,7 @@ from .errors import DataError, nearest
 from .fewshot import digest
 from .images import UnreadableImage, read_image
 from .listing import Sample
+from .regions import KEYS, Regions
 
 Transform = Callable[[Image.Image], Tensor]
 Item = dict[str, Any]
@@ -91,8 +92,9 @@ class ImageDataset(Dataset[Item]):
             return {**item, "unreadable": error.reason}
         item["label"] = sample.label
         item["image"] = self._transformed(image, sample.index)
+        regions = Regions(sample, image, self.transform)
         for key in self.keys:
-            item[key] = _extra(sample, key)
+            item[key] = regions(key) if key in KEYS else _extra(sample, key)
         return item
 
     def _transformed(self, image: Image.Image, index: int) -> Tensor:

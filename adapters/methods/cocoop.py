@@ -93,6 +93,10 @@ class CoCoOp(Adapter):
         """Lay the prompts out, which refuses texts that do not fit."""
         self._encoder()
 
+    def learned_tokens(self, label: str) -> dict[str, Tensor]:
+        """The context before it is shifted by an image."""
+        return {"context": self.context}
+
     def logits(self, batch: Batch) -> Tensor:
         """Scores (B, C): the logit scale times the cosine between an image and the texts in its own context."""
         images = self.encode_image(batch)

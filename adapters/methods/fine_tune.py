@@ -55,6 +55,8 @@ class FineTune(TowerAdapter):
             return tower_problem(config)
         if config.loss not in LOSSES:
             return f"method.loss is '{config.loss}'.{nearest(config.loss, LOSSES)} It is one of {', '.join(LOSSES)}."
+        if config.loss == "contrastive" and config.label_smoothing:
+            return "method.label_smoothing is for cross-entropy; the contrastive loss has no classes to smooth over."
         return parts_problem(cls.towers(config), config.layers, config.parts, spec)
 
     def build(self) -> None:

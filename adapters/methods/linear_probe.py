@@ -47,6 +47,7 @@ class Config:
 class LinearProbe(Adapter):
     """logits = W f + b with W, b from scikit-learn's L2-regularised logistic regression on plain (not augmented) views."""
 
+    selects_again = False  # the fit needs the images of all classes
     weight: Tensor
     bias: Tensor
 

@@ -44,6 +44,7 @@ class LPPlusPlus(Adapter):
     The gradient of alpha is that of the step at which it moves; the published code adds up those of all steps before.
     """
 
+    selects_again = False  # the fit needs the images of all classes
     weight: Tensor
     bias: Tensor
     alpha: Tensor

@@ -116,6 +116,8 @@ class PromptSRC(TowerPrompts):
         weight = self.epoch_weights(epochs)[epoch]
         for name, parameter in self.named_parameters():
             total = self.get_buffer(_sum_of(name))
+            if epoch == 0:
+                total.zero_()  # training may have been done before, on other classes
             total.add_(parameter, alpha=weight)
             if epoch == epochs - 1:
                 parameter.copy_(total)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..adapter import Adapter
-from ..metrics import classification_metrics, per_class_accuracy, probabilities
+from ..calibration import calibrate
+from ..metrics import calibration_error, classification_metrics, per_class_accuracy, probabilities
 
 if TYPE_CHECKING:
     from ..adapter import Batch
@@ -31,12 +32,14 @@ class Outcome:
         logits: (N, C), float32, on the CPU.
         labels: (N,), counted in `classes`.
         paths: N paths.
+        temperature: fitted on the validation images; None where there were none.
     """
 
     classes: ClassSet
     logits: Tensor
     labels: Tensor
     paths: list[str]
+    temperature: float | None = None
 
     def metrics(self) -> dict[str, Any]:
         """Headline numbers, each in [0, 1]."""
@@ -49,13 +52,16 @@ class Outcome:
         return [(name, int(n), a if n else None) for name, n, a in rows]
 
     def predictions(self) -> list[dict[str, Any]]:
-        """One row an image: path, label, predicted, probability of the prediction, correct (0 or 1)."""
+        """One row an image: path, label, predicted, probability of the prediction plain and calibrated, correct (0 or 1)."""
         probability, predicted = probabilities(self.logits).max(-1)
         names = self.classes.names
-        rows = zip(self.paths, self.labels.tolist(), predicted.tolist(), probability.tolist(), strict=True)
+        scaled: list[Any] = [None] * len(self.paths)
+        if self.temperature is not None:
+            scaled = [round(q, 6) for q in probabilities(self.logits / self.temperature).max(-1).values.tolist()]
+        rows = zip(self.paths, self.labels.tolist(), predicted.tolist(), probability.tolist(), scaled, strict=True)
         return [
-            {"path": p, "label": names[y], "predicted": names[k], "probability": round(q, 6), "correct": int(y == k)}
-            for p, y, k, q in rows
+            {"path": p, "label": names[y], "predicted": names[k], "probability": round(q, 6), "calibrated": c, "correct": int(y == k)}
+            for p, y, k, q, c in rows
         ]
 
 
@@ -88,6 +94,25 @@ def evaluate(adapter: Adapter, batches: Iterable[Batch], classes: ClassSet) -> O
     if not logits:
         return Outcome(classes, torch.zeros(0, len(classes)), torch.zeros(0, dtype=torch.long), [])
     return Outcome(classes, torch.cat(logits), torch.cat(labels), paths)
+
+
+def calibrated(adapter: Adapter, batches: Iterable[Batch], spaces: Any) -> dict[str, Any]:
+    """Fit a temperature and thresholds on validation batches and give the temperature to the answers of `spaces`.
+
+    Returns:
+        `calibration`: what the artefact stores. `metrics`: temperature, number of validation images, and the calibration
+        error of each label space with it. Empty without validation images.
+    """
+    held_out = evaluate(adapter, batches, adapter.classes)
+    found = calibrate(held_out.logits, held_out.labels)
+    if found is None:
+        return {}
+    errors = {}
+    for space, outcome in spaces.outcomes.items():
+        outcome.temperature = found.temperature
+        errors[space] = calibration_error(probabilities(outcome.logits / found.temperature), outcome.labels)
+    metrics = {"temperature": found.temperature, "images": found.images, "ece": errors}
+    return {"calibration": found.to_dict(), "metrics": metrics}
 
 
 def encodes_apart(adapter: Adapter) -> bool:
