@@ -173,6 +173,15 @@ class Adapter(nn.Module):
     def build(self) -> None:
         """Create parameters and buffers. The backbone and the classes are known here."""
 
+    def reference(self) -> Adapter | None:
+        """What results are shown beside, set up; None for the task's own reference."""
+        return None
+
+    @classmethod
+    def image_alone(cls, config: Any, spec: BackboneSpec) -> str | None:
+        """Why an answer needs more than the image (boxes, say), as a sentence; None where the image is enough."""
+        return None
+
     def artifact_state(self) -> dict[str, Tensor]:
         """The tensors an artefact holds; a method may leave out what only training needs."""
         return self.state_dict()

@@ -112,6 +112,8 @@ class Classifier:
             ArtifactError: If it is missing, damaged or does not fit the backbone.
         """
         adapter = load_adapter(path, version, backbone, device, plugins)
+        if adapter.task != "classification":
+            raise LimpetError(f"'{adapter.name}' does not classify images (its task is {adapter.task}).")
         classifier = cls(adapter)
         classifier.info = dict(artifact.load_info(path, version).get("info") or {})
         classifier.calibration = Calibration.from_dict(classifier.info.get("calibration"))

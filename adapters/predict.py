@@ -70,6 +70,11 @@ def predict_command(
         folder = resolve_run(str(run))
     if out is not None:
         check_target(out)
+    from .predict_regions import command
+
+    answered = command(folder, path, out, top or 1, console, _fresh)
+    if answered is not None:
+        return answered
     images = find_sources(path)
     if task_of_artefact(folder) == "ordering":
         from .predict_order import order_command

@@ -113,7 +113,7 @@ def execute(session: Session, run_dir: Path) -> Path:
     seconds["fit"] = time.monotonic() - started - sum(seconds.values())
     spaces = measure(session.adapter, data, label_spaces(session.classes, recipe.protocol))
     task = task_of(session.adapter)
-    reference = task.reference(session.backbone, session.classes)
+    reference = session.adapter.reference() or task.reference(session.backbone, session.classes)
     plain = frozen(session, data) if reference.task == "classification" else with_features(session, reference)
     zero_shot = measure(reference, plain, label_spaces(session.classes, recipe.protocol))
     targets = ready(session.targets, session.backbone, session.needs == "features", recipe.seed)
@@ -133,6 +133,8 @@ def execute(session: Session, run_dir: Path) -> Path:
         record["calibration"] = calibration["calibration"]
     artifact.save(session.adapter, run_dir, record)
     files.write_csv(run_dir / "per_class.csv", task.class_rows(spaces, zero_shot))
+    if hasattr(task, "write_pictures"):
+        task.write_pictures(run_dir, spaces, thumbnails(session))
     files.write_csv(run_dir / "predictions.csv", [{"space": s, **row} for s, o in spaces.outcomes.items() for row in o.predictions()])
     more_measures.write(metrics, run_dir)
     env["seconds"] = {k: round(v, 3) for k, v in seconds.items()}

@@ -117,6 +117,11 @@ def prepare(recipe: Recipe) -> Session:
     data = load_data(recipe)
     check_task(method, data)
     check_labels(method, config, spec, data)
+    if recipe.protocol == "base_to_new" and method.task == "anomaly":
+        raise RecipeError(
+            "protocol base_to_new compares accuracies on trained and on new classes; anomaly scores have none, and nothing is "
+            "trained. Use protocol=all."
+        )
     classes = choose_classes(recipe, data)
     if tuple(data.class_names) != classes.names:
         data = data.restrict(classes.names)
@@ -202,6 +207,14 @@ def check_task(method: type[Adapter], data: Any) -> None:
             f"'{method.__name__}' orders images by a value, and data.name={data.config.name} gives none. "
             "Use data=ordering with a table that has a column of values, or data=reef_ordering."
         )
+    for task, key, what, where in (
+        ("referring", "candidates", "chooses among boxes", "boxes x0, y0, x1, y1 (and captions), or data=reef_scenes"),
+        ("anomaly", "anomalous", "scores anomalies", "a column anomaly or mask, or data=reef_defects"),
+    ):
+        if method.task == task and key not in data.offers:
+            raise RecipeError(
+                f"'{method.__name__}' {what}, and data.name={data.config.name} gives none. Use data=table with {where}."
+            )
     if method.task == "classification" and has_values:
         raise RecipeError(
             f"'{method.__name__}' classifies images, and data.name={data.config.name} gives values to order them by. "

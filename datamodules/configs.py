@@ -169,6 +169,31 @@ class ReefScenesConfig(DataConfig):
 
 
 @dataclass
+class ReefDefectsConfig(DataConfig):
+    """Drawn fish, every second test image with a defect, made on the fly; nothing to learn from is without one.
+
+    Attributes:
+        size: height and width of an image in pixels, 64 to 224.
+        species: number of objects, 1 to the number of known species.
+        defect: sore | scratch | mixed.
+        train: images of each species in the training pool, all without defects.
+        val: the same for validation.
+        test: the same for the test; every second one has a defect.
+        drawing_seed: another seed gives other images.
+    """
+
+    name: str = "reef_defects"
+    shots: Any = "all"
+    size: int = 128
+    species: int = 16
+    defect: str = "sore"
+    train: int = 0
+    val: int = 0
+    test: int = 20
+    drawing_seed: int = 1
+
+
+@dataclass
 class ListConfig:
     """How images to be ordered are put into lists; a list is a training batch of one category and instruction.
 
