@@ -22,6 +22,7 @@ from .errors import LimpetError, RecipeError, nearest
 if TYPE_CHECKING:
     from .backbone import FrozenClip
     from .backbone_spec import BackboneSpec
+    from .backbone_tokens import Text
     from .classes import ClassSet
 
 Batch = Mapping[str, Any]
@@ -54,7 +55,10 @@ class Adapter(nn.Module):
     """
 
     task: ClassVar[str] = "classification"
+    resize_mode: ClassVar[str | None] = None  # how images come to the network's size, where not as the backbone asks
     keeps_towers: ClassVar[bool] = False  # whether the saved state holds trained towers (large)
+    selects_again: ClassVar[bool] = True  # whether `select` works after `add_classes`
+    prompted: ClassVar[bool] = False  # whether `encode_text` puts a text into a learned prompt
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -66,6 +70,7 @@ class Adapter(nn.Module):
         self._classes: ClassSet | None = None
         self._trained: tuple[str, ...] = ()  # the classes that tensors of `per_class` have a row for, in their order
         self._derived: dict[str, Any] = {}  # follows from the classes and the state; never saved
+        self.support_paths: list[str] = []  # of methods that keep training images: the path of each
 
     # Declared properties: answered from the configuration and the backbone's description, before weights load.
 
@@ -83,6 +88,19 @@ class Adapter(nn.Module):
     def needs(cls, config: Any, spec: BackboneSpec) -> Needs:
         """What of an image the method reads: frozen "features" or "patches" (both cacheable) or "images"."""
         return "features"
+
+    @classmethod
+    def token_block(cls, config: Any, spec: BackboneSpec) -> int | None:
+        """With `needs` "patches": the block of the image tower whose tokens are read; None: behind all of them."""
+        return None
+
+    @classmethod
+    def reads_features_too(cls, config: Any, spec: BackboneSpec) -> bool:
+        """Whether training on "images" also compares with their frozen features, `image_feature`.
+
+        Where the recipe fixes the views of an image, batches then hold cached features beside the images.
+        """
+        return False
 
     @classmethod
     def trainable(cls, config: Any, spec: BackboneSpec) -> bool:
@@ -155,9 +173,22 @@ class Adapter(nn.Module):
     def build(self) -> None:
         """Create parameters and buffers. The backbone and the classes are known here."""
 
+    def reference(self) -> Adapter | None:
+        """What results are shown beside, set up; None for the task's own reference."""
+        return None
+
+    @classmethod
+    def image_alone(cls, config: Any, spec: BackboneSpec) -> str | None:
+        """Why an answer needs more than the image (boxes, say), as a sentence; None where the image is enough."""
+        return None
+
     def artifact_state(self) -> dict[str, Tensor]:
         """The tensors an artefact holds; a method may leave out what only training needs."""
         return self.state_dict()
+
+    def sharing(self) -> list[nn.Module]:
+        """Modules outside of this one that hold the same parameters (towers with something put in)."""
+        return []
 
     def data_sized(self) -> tuple[str, ...]:
         """Names of saved tensors whose size is only known from the training data (cache keys, say)."""
@@ -218,11 +249,11 @@ class Adapter(nn.Module):
         return self.backbone.encode_image(batch["image"], normalize=False).to(self.dtype)
 
     def encode_image(self, batch: Batch) -> Tensor:
-        """Image features (B, D), unit norm."""
+        """Image features (B, D), unit norm; they must not depend on the classes asked about."""
         return F.normalize(self.image_feature(batch), dim=-1)
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Text features (N, D), unit norm."""
+    def encode_text(self, texts: Sequence[Text]) -> Tensor:
+        """Text features (N, D), unit norm, of texts or of tuples of token ids, with all that was learned about texts."""
         return self.backbone.encode_text(list(texts)).to(self.dtype)
 
     def class_weights(self) -> Tensor:
@@ -267,9 +298,16 @@ class Adapter(nn.Module):
         """The same average as in `zero_shot_weights`, with this adapter's own text tower."""
         return F.normalize(self.mean_prompts(self.encode_text), dim=-1)
 
-    def mean_prompts(self, encode: Callable[[list[str]], Tensor]) -> Tensor:
-        """Mean (C, D) over a class's prompts of the features that `encode` gives: texts -> (N, D)."""
-        prompts = [self.classes.prompts(name) for name in self.classes.names]
+    def mean_prompts(
+        self, encode: Callable[[list[str]], Tensor], texts_of: Callable[[str], list[str]] | None = None
+    ) -> Tensor:
+        """Mean (C, D) over a class's prompts of the features that `encode` gives: texts -> (N, D).
+
+        Args:
+            encode: the text tower, or what stands for it.
+            texts_of: the prompts of a class; those of `classes` by default.
+        """
+        prompts = [(texts_of or self.classes.prompts)(name) for name in self.classes.names]
         counts = torch.tensor([len(p) for p in prompts])
         features = encode([text for group in prompts for text in group])
         owner = torch.repeat_interleave(torch.arange(len(prompts)), counts).to(features.device)
@@ -278,7 +316,49 @@ class Adapter(nn.Module):
 
     def logits(self, batch: Batch) -> Tensor:
         """Scores (B, C), one column a class of `classes`: logit scale times cosine similarity."""
-        return self.backbone.logit_scale * self.encode_image(batch) @ self.class_weights().T
+        return self.logits_of(self.encode_image(batch))
+
+    def logits_of(self, features: Tensor) -> Tensor:
+        """Scores (B, C) of image features (B, D) that `encode_image` gave; for methods that keep `logits` as it is."""
+        return self.backbone.logit_scale * features @ self.class_weights().T
+
+    def evidence(self, batch: Batch, labels: Sequence[int]) -> list[list[tuple[str, float]]]:
+        """What speaks for the classes `labels` (B of them) of a batch's images, in words with a number, strongest first.
+
+        Empty lists where the method knows no reason that can be said.
+        """
+        return [[] for _ in labels]
+
+    def controls(self) -> dict[str, Any]:
+        """Name -> `Config` of the same method: what its answers are to be compared with, measured beside it."""
+        return {}
+
+    def linear_head(self) -> tuple[Tensor, Tensor, bool]:
+        """The classifier behind the image features, where the scores are linear in them: what can be exported as a table.
+
+        Returns:
+            W (C, D), b (C) and whether features have unit norm: logits = W f + b. A method whose `logits` are something
+            else need not say so here: what is exported is compared with `logits` before it is written.
+
+        Raises:
+            LimpetError: there is none.
+        """
+        weights = self.backbone.logit_scale * self.class_weights()
+        return weights, weights.new_zeros(len(weights)), True
+
+    # Evidence (limpet explain)
+
+    def support_weights(self, batch: Batch) -> Tensor | None:
+        """Weight (B, N) of each kept training image in the decision about a batch; None for methods that keep none."""
+        return None
+
+    def support_labels(self) -> list[str]:
+        """Class of each kept training image."""
+        return []
+
+    def learned_tokens(self, label: str) -> dict[str, Tensor]:
+        """Learned vectors (n, W) that stand among the token embeddings of a class's prompt, by what they are called."""
+        return {}
 
     # Classes
 

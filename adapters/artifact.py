@@ -70,9 +70,10 @@ def save(adapter: Adapter, run_dir: str | Path, info: Mapping[str, Any] | None =
         save_file(tensors, beside / TENSORS, metadata={"format": "pt"})
         content = _describe(adapter, tensors, hashlib.sha256((beside / TENSORS).read_bytes()).hexdigest())
         content["info"] = dict(info or {})
-        text = json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True, allow_nan=True)
+        # keys in their order: a method's settings may mean something by it
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=True)
         (beside / INFO).write_text(text + "\n", encoding="utf-8")
-        (beside / CARD).write_text(card(content), encoding="utf-8")
+        (beside / CARD).write_text(card(content, adapter.task), encoding="utf-8")
         number = max((n for n, _ in versions(run_dir)), default=0) + 1
         while True:
             try:
@@ -214,6 +215,8 @@ def load(
         raise ArtifactError(
             f"The tensors in {folder / TENSORS} do not fit {INFO} beside it: {detail}"
         ) from None
+    support = info.get("support")
+    built.support_paths = [str(path) for path in support] if isinstance(support, list) else []
     built.eval()
     return built
 
@@ -303,6 +306,7 @@ def _describe(adapter: Adapter, tensors: Mapping[str, Any], digest: str) -> dict
         "format": FORMAT,
         "method": {"name": reference(adapter), "config": dataclasses.asdict(adapter.config)},
         "classes": adapter.classes.to_dict(),
+        **({"support": list(adapter.support_paths)} if adapter.support_paths else {}),
         "backbone": _backbone(adapter.backbone),
         "tensors": {
             "sha256": digest,

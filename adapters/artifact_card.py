@@ -1,79 +1,135 @@
-"""The card beside an artefact: what it is, what it was made from, and how to load it."""
+"""The card beside an artefact or an export: what it is, what it was made from, what it is good for, and how to load it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-LOADING = """from limpet.inference import Classifier
+from .backbone_licence import licence
+from .export_loading import limpet as loading_code
 
-classifier = Classifier.load("{folder}")
-for prediction in classifier.predict(["photo.jpg"]):
-    print(prediction.label, prediction.probability, prediction.error)
-"""
 _SPACES = {
     "all": "all classes",
     "base": "base classes",
     "new": "new classes",
     "joint": "base and new together",
 }
+_COLUMNS = {  # of the table of results, by task: key -> heading, and whether it is a share
+    "classification": {
+        "accuracy": ("Accuracy", True),
+        "balanced_accuracy": ("Balanced accuracy", True),
+        "macro_f1": ("Macro F1", True),
+    },
+    "ordering": {
+        "spearman": ("Spearman", False),
+        "pairwise_accuracy": ("Pairs in the right order", True),
+        "kendall": ("Kendall's tau", False),
+    },
+}
 
 
-def card(content: Mapping[str, Any]) -> str:
-    """Return the card (Markdown) for the content of `adapter.json`."""
+def card(
+    content: Mapping[str, Any],
+    task: str = "classification",
+    *,
+    title: str | None = None,
+    front: Mapping[str, Any] | None = None,
+    about: Sequence[str] = (),
+    loading: str | None = None,
+    packages: Sequence[str] = ("limpet",),
+    facts: Mapping[str, Any] | None = None,
+    seeds: Sequence[str] = (),
+) -> str:
+    """Return the card (Markdown) for the content of `adapter.json`.
+
+    Args:
+        content: of `adapter.json`.
+        task: of the method.
+        title: the heading; by default that of an adapter.
+        front: entries of a YAML head.
+        about: sentences about the files beside the card.
+        loading: Python code that loads them in their folder; by default that of an adapter.
+        packages: what the code needs.
+        facts: further rows of the table of facts.
+        seeds: lines of results over several seeds.
+    """
     info, spec = dict(content.get("info", {})), content["backbone"]["spec"]
     metrics = info.get("metrics")
     info = {**(metrics if isinstance(metrics, Mapping) else {}), **info}
     names = [str(name) for name in content["classes"]["names"]]
     numbers = content["tensors"]["numbers"]
-    lines = [
-        f"# Limpet adapter: {_code(content['method']['name'])}",
+    kind = "classes" if task == "classification" else "categories to put in order"
+    weights = f" (weights {_code(spec['pretrained'])})" if spec.get("pretrained") else ""
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in (front or {}).items()]
+    lines = ["---", *lines, "---", ""] if lines else []
+    lines += [
+        f"# {title or 'Limpet adapter: ' + _code(content['method']['name'])}",
         "",
-        f"Adapts the frozen CLIP {_code(spec.get('name'))}"
-        + (f" (weights {_code(spec['pretrained'])})" if spec.get("pretrained") else "")
-        + f" to {len(names)} classes. It holds {numbers:,} numbers; the backbone is not included and keeps its"
-        " own licence.",
+        f"Adapts the frozen CLIP {_code(spec.get('name'))}{weights} to {len(names)} {kind}. The adapter holds {numbers:,} "
+        f"numbers. Licence of the backbone's weights: {licence(spec)}.",
         "",
+        *_paragraphs(about),
         "| | |",
         "| --- | --- |",
     ]
-    facts = {
+    rows = {
         "Recipe": info.get("recipe"),
-        "Method": content["method"]["name"],
+        "Method": info.get("method") or content["method"]["name"],
         "Protocol": info.get("protocol"),
         "Seed": info.get("seed"),
+        "Data": info.get("data"),
         "Images per class (shots)": info.get("shots"),
         "Split (hash)": info.get("split_hash"),
         "Backbone fingerprint": content["backbone"]["fingerprint"],
         "Precision": spec.get("precision"),
         "Changed since the fit": _changes(info.get("history")),
         "Libraries": ", ".join(f"{name} {number}" for name, number in content["libraries"].items()),
+        **(facts or {}),
     }
-    lines += [f"| {key} | {_code(value)} |" for key, value in facts.items() if value is not None]
-    lines += [
-        "",
-        "## Load it",
-        "",
-        "In this folder:",
-        "",
-        "```python",
-        LOADING.format(folder=".").rstrip(),
-        "```",
-        "",
-    ]
-    lines += _results(metrics)
-    lines += ["## Classes", "", ", ".join(_code(name) for name in names[:200])]
+    lines += [f"| {key} | {_code(value)} |" for key, value in rows.items() if value is not None]
+    lines += ["", "## Load it", "", f"In this folder, with {' and '.join(packages)} installed:", "", "```python"]
+    lines += [(loading or loading_code(task)).strip(), "```", ""]
+    lines += _results(metrics, task, seeds)
+    lines += [f"## {kind.split(maxsplit=1)[0].capitalize()}", "", ", ".join(_code(name) for name in names[:200])]
     if len(names) > 200:
-        lines += ["", f"and {len(names) - 200} more, listed in `adapter.json`."]
-    lines += [
+        lines += ["", f"and {len(names) - 200} more."]
+    return "\n".join([*lines, "", *_use(task, len(names), metrics)])
+
+
+def _paragraphs(sentences: Sequence[str]) -> list[str]:
+    return [line for sentence in sentences for line in (sentence, "")]
+
+
+def _use(task: str, count: int, metrics: Any) -> list[str]:
+    """What it is meant for, and where that ends."""
+    tested = isinstance(metrics, Mapping) and metrics.get("results")
+    measured = (
+        "The results above were measured on test images of the same source as the training images, and hold for images like those."
+        if tested
+        else "It was not measured on test images in this form."
+    )
+    if task == "ordering":
+        use = "Putting images like those it was fitted on in order by what its instruction names."
+        limits = "Every image gets a score, whatever it shows; other instructions than those of the fit were not measured."
+    else:
+        use = f"Telling images of these {count} classes apart, where each image shows one of them: sorting, pre-labelling, counting."
+        limits = (
+            "It answers with one of these classes, whatever the image shows, and its probabilities are not a promise: look at what "
+            "it is sure of, too."
+        )
+    return [
+        "## Intended use",
+        "",
+        f"{use} Decisions about people, health or safety need a person who looks at the image.",
         "",
         "## Limits",
         "",
-        "It answers with one of the classes above, whatever the image shows. Its numbers hold for images like those"
-        " it was tested on; test it on your own before relying on it. Limpet refuses to load it on another backbone.",
+        f"{limits} {measured} Test it on your own images before relying on it: another camera, place, season or laboratory can "
+        "change the figures. What CLIP learned from the web, its gaps and biases included, is still in the backbone.",
         "",
     ]
-    return "\n".join(lines)
 
 
 def _changes(history: Any) -> str | None:
@@ -86,26 +142,34 @@ def _changes(history: Any) -> str | None:
     return "; ".join(parts) or None
 
 
-def _results(metrics: Any) -> list[str]:
+def _results(metrics: Any, task: str, seeds: Sequence[str]) -> list[str]:
     """The table of test results, where they are known."""
     results = metrics.get("results") if isinstance(metrics, Mapping) else None
     if not results:
         return []
+    columns = _COLUMNS.get(task) or _COLUMNS["classification"]
+    before = metrics.get("zero_shot") or {}
+    first = next(iter(columns))
+    seed = f" (seed {metrics['seed']})" if "seed" in metrics else ""
     lines = [
-        "## Results on the test images",
+        f"## Results on the test images{seed}",
         "",
-        "| Classes | Images | Accuracy | Balanced accuracy | Macro F1 |",
+        f"| {'Classes' if task == 'classification' else 'Categories'} | Images | Zero-shot | "
+        + " | ".join(heading for heading, _ in columns.values())
+        + " |",
+        "| --- | --- | --- |" + " --- |" * len(columns),
     ]
-    lines.append("| --- | --- | --- | --- | --- |")
     for space, values in results.items():
-        cells = [
-            f"{100 * values[key]:.1f} %" if key in values else "" for key in ("accuracy", "balanced_accuracy")
-        ]
-        f1 = f"{100 * values['macro_f1']:.1f} %" if "macro_f1" in values else ""
-        lines.append(
-            f"| {_SPACES.get(space, space)} | {values.get('images', '')} | {' | '.join(cells)} | {f1} |"
-        )
-    return [*lines, ""]
+        cells = [_number(values.get(key), share) for key, (_, share) in columns.items()]
+        zero = _number(before.get(space, {}).get(first), columns[first][1])
+        lines.append(f"| {_SPACES.get(space, space)} | {values.get('images', '')} | {zero} | {' | '.join(cells)} |")
+    return [*lines, "", f"Zero-shot is the {columns[first][0].lower()} of the same CLIP without training.", "", *_paragraphs(seeds)]
+
+
+def _number(value: Any, share: bool) -> str:
+    if not isinstance(value, int | float):
+        return ""
+    return f"{100 * value:.1f} %" if share else f"{value:.3f}"
 
 
 def _code(value: Any) -> str:
@@ -117,6 +181,4 @@ def _code(value: Any) -> str:
 
 
 def _ticks(text: str) -> list[str]:
-    import re
-
     return re.findall("`+", text)

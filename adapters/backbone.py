@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,10 +18,11 @@ from . import backbone_weights as weights
 from .backbone_introspect import spec_from_model
 from .backbone_source import describe, resolve
 from .backbone_spec import BackboneSpec, spec_of
-from .backbone_tokens import Tokenizer, clip_tokenizer
+from .backbone_tokens import Text, Tokenizer, clip_tokenizer
 from .blocks import attention_problem, image_features, image_problem, image_tokens
 from .errors import BackboneError
 from .packed_text import Layout, encode
+from .precision import bf16_problem
 from .towers import TextTower, text_tower
 
 __all__ = ["BackboneSpec", "FrozenClip", "describe"]
@@ -46,6 +48,7 @@ class FrozenClip:
         logit_bias: added to logits (SigLIP), else 0.
         tokenizer: text to ids.
         text_memory: token rows of one pass while prompts or the text tower are trained; None: all at once.
+        trained_tokens: (vocabulary,), which tokens training ever saw; None where that is not known.
         shares_start: whether texts encoded together share one pass over their first token. Not exact where the
             text tower draws random numbers (dropout).
     """
@@ -69,13 +72,13 @@ class FrozenClip:
         bias = getattr(own, "logit_bias", None)
         self.logit_bias = 0.0 if bias is None else float(bias.detach().double())
         self.text_memory: int | None = None
-        self._trained_tokens = trained_tokens
-        self._texts: dict[tuple[str, ...], Tensor] = {}
+        self.trained_tokens = trained_tokens
+        self._texts: dict[tuple[Text, ...], Tensor] = {}
         model.eval().requires_grad_(False)
 
     @classmethod
     def load(cls, config: Any, device: str | torch.device = "cpu") -> FrozenClip:
-        """Load a backbone.
+        """Load a backbone; bf16 weights become float32, with a warning, on a CPU without bf16 instructions.
 
         Args:
             config: a name ("limpet-tiny"), or a backbone section: `name`, `pretrained`, `activation`,
@@ -99,7 +102,10 @@ class FrozenClip:
             model, spec, fingerprint, Tokenizer(weights.tokenizer(source), spec.context_length), trained
         )
         clip.text_memory = getattr(config, "text_memory", None)
-        return clip.to(device, DTYPES[source.precision])
+        problem = bf16_problem(device, "backbone.precision") if source.precision == "bf16" else None
+        if problem:
+            warnings.warn(problem, stacklevel=2)
+        return clip.to(device, torch.float32 if problem else DTYPES[source.precision])
 
     @classmethod
     def from_model(
@@ -198,20 +204,20 @@ class FrozenClip:
             features = self.model.encode_image(images)
         return _finish(features, normalize)
 
-    def image_patches(self, images: Tensor) -> Tensor:
+    def image_patches(self, images: Tensor, block: int | None = None) -> Tensor:
         """Return the patch tokens (B, P, W) behind the last block of the image tower, without gradient.
 
-        Native ViT: after the final norm, before projection. ResNet and timm: the last feature map, one row a
-        place.
+        Native ViT: after the final norm, before projection; with `block`, behind this block (from 0), before any
+        norm. ResNet and timm: the last feature map, one row a place.
         """
         with torch.no_grad():
-            return image_tokens(self, images.to(self.device, self.dtype))
+            return image_tokens(self, images.to(self.device, self.dtype), block)
 
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
+    def tokenize(self, texts: Sequence[Text]) -> Tensor:
         """Return token ids (N, L), padded to the tower's context length."""
         return self.tokenizer(texts)
 
-    def token_ids(self, text: str) -> list[int]:
+    def token_ids(self, text: Text) -> list[int]:
         """Return the ids of a text alone, without start, end or padding."""
         return self.tokenizer.ids(text)
 
@@ -228,13 +234,15 @@ class FrozenClip:
 
     def unseen_tokens(self, text: str) -> list[str]:
         """Return the tokens of a text that were never trained, in order (known for limpet-tiny)."""
-        if self._trained_tokens is None:
+        if self.trained_tokens is None:
             return []
         ids = dict.fromkeys(self.token_ids(text))
-        return [self.tokenizer.word(i) for i in ids if not bool(self._trained_tokens[i])]
+        return [self.tokenizer.word(i) for i in ids if not bool(self.trained_tokens[i])]
 
-    def encode_text(self, texts: Sequence[str], normalize: bool = True) -> Tensor:
+    def encode_text(self, texts: Sequence[Text], normalize: bool = True) -> Tensor:
         """Return text features (N, D), without gradient; a list of texts is encoded once and then remembered.
+
+        A tuple of token ids (without start and end) can stand in the place of a text.
 
         Lists are remembered, not texts: the last bits of a feature depend on what it was computed together with, and a
         run must not depend on what was asked before it.
@@ -252,11 +260,16 @@ class FrozenClip:
             self._texts[key] = features[[place[text] for text in key]]
         return _finish(self._texts[key], normalize)
 
-    def _text(self, texts: list[str]) -> Tensor:
-        """Encode texts; causal native towers skip the padding and share the start of text, which is exact."""
+    def _text(self, texts: list[Text], offset: int = 0) -> Tensor:
+        """Encode texts; causal native towers skip the padding and share the start of text, which is exact.
+
+        With an `offset`, the tokens behind the start of text take positions that many places further on.
+        """
         rows = self.tokenize(texts)
         tower = self.text
-        if tower is None or tower.mask is None or any(attention_problem(b) for b in tower.blocks):
+        if tower is not None and offset:
+            tower = replace(tower, positions=torch.cat([tower.positions[:1], tower.positions[1 + offset :]]))
+        if tower is None or not tower.cuttable or any(attention_problem(b) for b in tower.blocks):
             size = max(1, TEXT_TOKENS // rows.shape[1])
             return torch.cat(
                 [_first(self.model.encode_text(part.to(self.device))) for part in torch.split(rows, size)]
@@ -316,7 +329,7 @@ class EditableClip(FrozenClip):
 
     def __init__(self, model: nn.Module, origin: FrozenClip, towers: frozenset[str]) -> None:
         trainable = [p for p in model.parameters() if p.requires_grad]
-        super().__init__(model, origin.spec, origin.fingerprint, origin.tokenizer, origin._trained_tokens)
+        super().__init__(model, origin.spec, origin.fingerprint, origin.tokenizer, origin.trained_tokens)
         self.towers = towers
         self.text_memory = origin.text_memory
         for parameter in trainable:
@@ -346,11 +359,17 @@ class EditableClip(FrozenClip):
             else super().encode_image(images, normalize)
         )
 
-    def encode_text(self, texts: Sequence[str], normalize: bool = True) -> Tensor:
-        """Return text features (N, D), with gradient where the text tower is trained."""
+    def encode_text(self, texts: Sequence[Text], normalize: bool = True, offset: int = 0) -> Tensor:
+        """Return text features (N, D), with gradient where the text tower is trained.
+
+        Args:
+            texts: N texts.
+            normalize: to unit norm.
+            offset: places that a trained native tower's tokens behind the start are moved on by; they must leave room.
+        """
         if "text" not in self.towers or not texts:
             return super().encode_text(texts, normalize)
-        return _finish(self._text(list(texts)), normalize)
+        return _finish(self._text(list(texts), offset), normalize)
 
 
 def _tower_of(name: str) -> str:

@@ -70,7 +70,7 @@ def spec_from_model(model: nn.Module, name: str, given: Mapping[str, Any] | None
         if kind == "vit"
         else "",
         text_pool=tower.pool if tower else "",
-        multimodal=hasattr(own, "text_decoder"),
+        multimodal=hasattr(own, "text_decoder") or getattr(text, "cls_emb", None) is not None,
         plain_attention=all(attention_problem(b) is None for b in every),
     )
 

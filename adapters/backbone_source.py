@@ -34,6 +34,17 @@ def resolve(config: Any) -> Source:
             raise BackboneError(
                 f"`backbone.{key}` is {value!r}; it can be {words}.{nearest(str(value), map(str, known))}"
             )
+    own = getattr(config, "architecture", None)
+    if own:
+        if pretrained is None:
+            raise BackboneError(
+                "`backbone.architecture` describes a model; `backbone.pretrained` must say which weights it takes: `random` "
+                "for a seeded untrained model, or a local file."
+            )
+        if pretrained != "random":
+            _weights_file(pretrained)
+        whole = {"model_cfg": dict(own), "preprocess_cfg": {}}
+        return _source(name, "architecture", whole, pretrained, activation, precision=precision)
     if name == TINY:
         # The weights are part of Limpet: a tag left over from another backbone has nothing to say here.
         whole = json.loads(tiny_asset(f"{TINY}.json").read_text(encoding="utf-8"))

@@ -37,7 +37,7 @@ class BackboneSpec:
         image_pool: how a native ViT makes its feature: "tok", "avg", "attention" or "none"; "" for other
             towers.
         text_pool: "argmax", "eos", "first", "last", "none"; "" for Hugging Face towers.
-        multimodal: whether it is a CoCa model, whose text feature is read behind the padding.
+        multimodal: whether its text feature is read from a token of its own behind the padding, as CoCa's is.
         plain_attention: whether both native towers use plain multi-head attention.
     """
 
@@ -169,6 +169,6 @@ def spec_of(source: Source) -> BackboneSpec:
         preprocessing=dict(source.preprocessing),
         image_pool=pool,
         text_pool="" if hf else str(text.get("pool_type", "argmax")),
-        multimodal="multimodal_cfg" in model,
+        multimodal="multimodal_cfg" in model or bool(text.get("embed_cls")),
         plain_attention=plain,
     )

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Text = str | tuple[int, ...]  # words, or the ids of words without start and end
+
 
 @lru_cache(maxsize=1)
 def clip_tokenizer() -> Any:
@@ -31,15 +33,23 @@ class Tokenizer:
     def __init__(self, inner: Callable[..., Any], context_length: int) -> None:
         self.inner: Any = inner
         self.context_length = context_length
-        self._told: set[str] = set()
+        self._told: set[Text] = set()
 
     @cached_property
     def _own(self) -> bool:
         """Whether it is CLIP's byte-pair tokenizer, without a truncation strategy of its own."""
         return hasattr(self.inner, "bpe_ranks") and getattr(self.inner, "reduction_fn", None) is None
 
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Return padded ids (N, L); a text that is too long is cut, with one warning that names it."""
+    @property
+    def takes_ids(self) -> bool:
+        """Whether a tuple of ids can stand in the place of a text."""
+        return self._own
+
+    def __call__(self, texts: Sequence[Text]) -> Tensor:
+        """Return padded ids (N, L); a text that is too long is cut, with one warning that names it.
+
+        With CLIP's own tokenizer a text can also be a tuple of ids.
+        """
         if not self._own:
             return self._padded(list(texts))
         rows = torch.zeros(len(texts), self.context_length, dtype=torch.long)
@@ -51,8 +61,10 @@ class Tokenizer:
             row[: len(ids)] = torch.tensor(ids)
         return rows
 
-    def ids(self, text: str) -> list[int]:
+    def ids(self, text: Text) -> list[int]:
         """Return the ids of a text alone, without start, end or padding."""
+        if isinstance(text, tuple):
+            return list(text)
         if self._own:
             return list(self.inner.encode(text))
         hub = getattr(self.inner, "tokenizer", None)
@@ -64,14 +76,14 @@ class Tokenizer:
         kept = [i for i, token in enumerate(row) if token not in special]
         return row[kept[0] : kept[-1] + 1] if kept else []
 
-    def sequence(self, text: str) -> list[int]:
+    def sequence(self, text: Text) -> list[int]:
         """Return the ids a tower reads for a text, start and end included, not padded where that can be
         known.
 
         Only CLIP's own tokenizer returns more ids than the context length for a text that is too long.
         """
         if self._own:
-            return [self.inner.sot_token_id, *self.inner.encode(text), self.inner.eot_token_id]
+            return [self.inner.sot_token_id, *self.ids(text), self.inner.eot_token_id]
         return list(self._padded([text])[0].tolist())
 
     @cached_property
@@ -89,7 +101,7 @@ class Tokenizer:
         hub = getattr(self.inner, "tokenizer", None)
         return str(hub.decode([token])).strip() if hub is not None else str(token)
 
-    def _padded(self, texts: list[str]) -> Tensor:
+    def _padded(self, texts: list[Any]) -> Tensor:
         rows = self.inner(texts)
         rows = rows if isinstance(rows, Tensor) else torch.as_tensor(rows)
         if getattr(self.inner, "tokenizer", None) is not None:
@@ -98,7 +110,7 @@ class Tokenizer:
                     self._warn(text, len(self.ids(text)))
         return rows.long()
 
-    def _warn(self, text: str, length: int) -> None:
+    def _warn(self, text: Text, length: int) -> None:
         if text in self._told:
             return
         self._told.add(text)

@@ -9,8 +9,10 @@ parameters of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,15 +42,39 @@ class Seams:
         bias: `(layer) -> Tensor | None`, added to the attention logits; broadcast to (B, H, Lq, Lk).
         heads: `(layer, heads' output (B, H, Lq, d)) -> the same shape`; may look at single heads or change
             them.
+        weights: `(layer, attention weights (B, H, Lq, Lk))`; only looks at them. They are then computed openly.
+        enter: `(layer, block, tokens entering it (B, L, W))`; only looks, as a stream beside the tower does.
     """
 
     qkv: Callable[[int, Any, Tensor], Heads] | None = None
     out: Callable[[int, Any, Tensor], Tensor] | None = None
     bias: Callable[[int], Tensor | None] | None = None
     heads: Callable[[int, Tensor], Tensor] | None = None
+    weights: Callable[[int, Tensor], None] | None = None
+    enter: Callable[[int, Any, Tensor], None] | None = None
 
 
 PLAIN = Seams()
+_watching: ContextVar[list[Tensor] | None] = ContextVar("watching", default=None)
+
+
+@contextmanager
+def watched_attention() -> Iterator[list[Tensor]]:
+    """Within the context, gather the attention weights (B, H, Lq, Lk) of every block that `image_features` passes through.
+
+    Lk counts the class token, the patches, then any prompts; Lq is 1 in the last block of a tower that pools its class token.
+    """
+    gathered: list[Tensor] = []
+    token = _watching.set(gathered)
+    try:
+        yield gathered
+    finally:
+        _watching.reset(token)
+
+
+def watched() -> bool:
+    """Whether attention is being watched, so that no shortcut around `image_features` may be taken."""
+    return _watching.get() is not None
 
 
 def attention_problem(block: Any) -> str | None:
@@ -150,8 +176,8 @@ def self_attention(
             _, more_k, more_v = seams.qkv(layer, attention, seen)
         else:
             more_k, more_v = project_part(attention, seen, 1, 3)
-        k = torch.cat([k, more_k.expand(len(k), -1, -1, -1)], 1)
-        v = torch.cat([v, more_v.expand(len(v), -1, -1, -1)], 1)
+        k = torch.cat([k, more_k.expand(k.shape[0], -1, -1, -1)], 1)  # not len(): an export keeps the number of images open
+        v = torch.cat([v, more_v.expand(v.shape[0], -1, -1, -1)], 1)
         keep = slice(0, length) if keep is None else keep
     bias = bias if bias is None or keep is None else bias[..., keep, :]
     extra = None if seams.bias is None else seams.bias(layer)
@@ -159,11 +185,28 @@ def self_attention(
         if keep is not None and extra.shape[-2] == k.shape[1]:
             extra = extra[..., keep, :]
         bias = extra if bias is None else bias + extra
-    out = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    if seams.weights is None:
+        out = attend(q, k, v, bias)
+    else:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        shares = (scores if bias is None else scores + bias.to(q.dtype)).softmax(-1)
+        seams.weights(layer, shares)
+        out = shares @ v
     if seams.heads is not None:
         out = seams.heads(layer, out)
     merged = out.transpose(1, 2).flatten(2)
     return project_out(attention, merged) if seams.out is None else seams.out(layer, attention, merged)
+
+
+def value_attention(attention: Any, x: Tensor) -> Tensor:
+    """What attention adds where values are also queries and keys: normalised tokens (B, L, W) -> (B, L, W).
+
+    softmax(v v^T d^-0.5) v per head, through the module's own output projection (CLIP Surgery, arXiv 2304.05653; AnoVL,
+    arXiv 2308.15939): tokens attend to those that say the same, which keeps patch features local.
+    """
+    (v,) = (part.transpose(1, 2) for part in project_part(attention, x, 2, 3))
+    return project_out(attention, attend(v, v, v).transpose(1, 2).flatten(2))
 
 
 def residual(
@@ -190,6 +233,7 @@ def run(
     prompts: Sequence[Tensor] = (),
     keep: slice | None = None,
     seams: Seams = PLAIN,
+    first: int = 0,
 ) -> Tensor:
     """Pass tokens (B, L, W) through a stack of blocks, with prompts behind them.
 
@@ -205,6 +249,7 @@ def run(
         keep: rows to compute in the last block, for towers that pool one token; the result has only these
             rows.
         seams: the adapter's changes inside attention.
+        first: number of the stack's first block in its tower, for the seams.
 
     Raises:
         BackboneError: more prompts than blocks, or prompts of several lengths.
@@ -224,11 +269,13 @@ def run(
             if layer + 1 < len(prompts) or (rows is not None and rows.indices(places)[1] == rows.stop):
                 seen = own
             else:
-                x = torch.cat([x, own.expand(len(x), -1, -1)], 1)
+                x = torch.cat([x, own.expand(x.shape[0], -1, -1)], 1)
+        if seams.enter is not None:
+            seams.enter(first + layer, block, x)
         x = residual(
             block,
             x,
-            lambda h, block=block, layer=layer, rows=rows, seen=seen: self_attention(  # type: ignore[misc]
+            lambda h, block=block, layer=first + layer, rows=rows, seen=seen: self_attention(  # type: ignore[misc]
                 block.attn,
                 h,
                 layer,
@@ -304,6 +351,25 @@ def image_features(
     Raises:
         BackboneError: a tower this cannot be done on, or more prompts than blocks.
     """
+    x = embed_image(backbone, images)
+    visual = backbone.model.visual
+    gathered = _watching.get()
+    if gathered is not None:
+        seams = replace(seams, weights=lambda _, shares: gathered.append(shares))
+    if prompts:
+        prompts = [visual.ln_pre(prompts[0].to(x.dtype)), *prompts[1:]]
+    # Only the pooled tokens' outputs are read, so the last block computes nothing else.
+    keep = slice(0, 1) if visual.pool_type == "tok" else slice(0, x.shape[1])
+    x = run(visual.transformer.resblocks, x, prompts=prompts, keep=keep, seams=seams)
+    return pool_image(backbone, x)
+
+
+def embed_image(backbone: FrozenClip, images: Tensor) -> Tensor:
+    """Tokens (B, 1 + P, W) that enter the first block of a native ViT tower: the class token, then the patches row by row.
+
+    Raises:
+        BackboneError: a tower whose blocks cannot be computed here.
+    """
     problem = image_problem(backbone.spec)
     visual = backbone.model.visual
     if problem is None:
@@ -313,21 +379,37 @@ def image_features(
         )
     if problem is not None:
         raise BackboneError(problem)
-    x = visual._embeds(images.to(backbone.device, backbone.dtype))
-    if prompts:
-        prompts = [visual.ln_pre(prompts[0].to(x.dtype)), *prompts[1:]]
-    # Only the pooled tokens' outputs are read, so the last block computes nothing else.
-    keep = slice(0, 1) if visual.pool_type == "tok" else slice(0, x.shape[1])
-    x = run(visual.transformer.resblocks, x, prompts=prompts, keep=keep, seams=seams)
+    tokens: Tensor = visual._embeds(images.to(backbone.device, backbone.dtype))
+    return tokens
+
+
+def pool_image(backbone: FrozenClip, x: Tensor) -> Tensor:
+    """Features (B, D), not normalised, from the tokens (B, L, W) behind the last block; one that is pooled is enough."""
+    visual = backbone.model.visual
     pooled: Tensor = visual._pool(x)[0]
     return pooled if visual.proj is None else torch.matmul(pooled, visual.proj)
 
 
-def image_tokens(backbone: FrozenClip, images: Tensor) -> Tensor:
-    """Patch tokens (B, P, W) of network input (B, 3, H, W) behind the last block of any image tower."""
+def project_tokens(backbone: FrozenClip, x: Tensor) -> Tensor:
+    """Each token (B, L, W) behind the last block as a feature (B, L, D) of the joint space, not normalised."""
+    visual = backbone.model.visual
+    x = visual.ln_post(x)
+    return x if visual.proj is None else torch.matmul(x, visual.proj)
+
+
+def image_tokens(backbone: FrozenClip, images: Tensor, block: int | None = None) -> Tensor:
+    """Patch tokens (B, P, W) of network input (B, 3, H, W) behind the last block of any image tower.
+
+    With `block`, those behind this block (counted from 0) of a native ViT, before any norm.
+    """
     visual = backbone.model.visual
     kind = backbone.spec.image_tower
     x: Tensor
+    if kind == "vit" and block is not None:
+        x = visual._embeds(images)
+        for layer in visual.transformer.resblocks[: block + 1]:
+            x = layer(x)
+        return x[:, 1:]
     if kind == "vit":
         x = visual.transformer(visual._embeds(images))
         x = x if visual.attn_pool is not None else visual.ln_post(x)

@@ -111,11 +111,24 @@ def evaluate(run: RunName, overrides: Overrides = None, runs: RunsDir = RUNS) ->
 def predict(
     run: RunName,
     path: Annotated[
-        str, typer.Argument(metavar="PATH", help="An image, a folder, or a pattern like 'new/*.jpg'.")
+        list[str], typer.Argument(metavar="PATH...", help="Images, folders, zip archives, or patterns like 'new/*.jpg'.")
     ],
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="CSV to write.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Table to write: .csv, .parquet or .jsonl.")
+    ] = None,
     top: Annotated[
-        int | None, typer.Option("--top", min=1, metavar="K", help="Write the K likeliest classes.")
+        int | None, typer.Option("--top", "--top-k", min=1, metavar="K", help="Write the K likeliest classes.")
+    ] = None,
+    coverage: Annotated[
+        float | None,
+        typer.Option("--coverage", metavar="SHARE", help="Abstain, answering about this share (chosen on validation images)."),
+    ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option("--max-error", metavar="SHARE", help="Abstain, with at most this share wrong (likewise)."),
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", metavar="P", help="Abstain where the probability is less than P.")
     ] = None,
     instruction: Annotated[
         str | None, typer.Option("--instruction", metavar="TEXT", help="Order images by this, in words.")
@@ -126,10 +139,54 @@ def predict(
     ] = None,
     runs: RunsDir = RUNS,
 ) -> None:
-    """Classify images with a run's adapter, or put them in order; write a CSV (and a contact sheet)."""
+    """Classify images with a run's adapter, or put them in order; write a table (and a contact sheet)."""
     folder = _module("runs").resolve_run(run, runs)
-    if _module("predict").predict_command(folder, path, out, top, instruction=instruction, labels=labels):
+    settings = {"coverage": coverage, "max_error": max_error, "threshold": threshold}
+    if _module("predict").predict_command(folder, path, out, top, instruction=instruction, labels=labels, **settings):
         raise typer.Exit(1)
+
+
+@app.command(rich_help_panel="Use")
+def explain(
+    run: RunName,
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="The image to explain.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="PNG to write.")] = None,
+    label: Annotated[
+        str | None, typer.Option("--class", metavar="NAME", help="Explain this class instead of the likeliest one.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if there is one.")] = False,
+    runs: RunsDir = RUNS,
+) -> None:
+    """Show what a decision rests on: patches, near training images, words near learned tokens; write a PNG."""
+    folder = _module("runs").resolve_run(run, runs)
+    _module("explain").explain_command(folder, image, out, label, force)
+
+
+@app.command(rich_help_panel="Use")
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run as elsewhere, or the folder of an adapter.")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="WHAT", help="adapter, merged, onnx, peft, weights or hub-folder.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder to make; by default exports/WHAT in the run's folder, numbered."),
+    ] = None,
+    version: Annotated[
+        int | None, typer.Option("--version", metavar="N", help="Version of the adapter; by default the newest.")
+    ] = None,
+    beside: Annotated[
+        bool, typer.Option("--beside", help="For onnx: class weights beside the model, which then gives features.")
+    ] = False,
+    images: Annotated[
+        str | None,
+        typer.Option("--images", metavar="PATH", help="Images to compare answers on; by default drawn ones."),
+    ] = None,
+    runs: RunsDir = RUNS,
+) -> None:
+    """Write a run's adapter in a form that others use, once its answers are proved to be the same."""
+    folder = Path(run) if _module("runs").is_adapter(Path(run)) else _module("runs").resolve_run(run, runs)
+    _module("export").export_command(folder, to, out, version, beside, images)
 
 
 @app.command("add-classes", rich_help_panel="Use")
@@ -170,6 +227,42 @@ def _grow(run: str, runs: Path, change: Callable[[Any, Path], Any]) -> None:
     before = len(_module("artifact").load_info(folder)["classes"]["names"])
     version, classifier = change(grow, folder)
     say(grow.report(run, version, before, classifier))
+
+
+@app.command(rich_help_panel="Use")
+def index(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Images, also in sub-folders.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[backbone=NAME]...", help="The backbone, without --run.", show_default=False),
+    ] = None,
+    run: Annotated[str | None, typer.Option("--run", metavar="RUN", help="Take the features of a run's adapter.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the index; default indexes/NAME.")
+    ] = None,
+    pooling: Annotated[
+        str, typer.Option("--pooling", metavar="WORD", help="class, mean, max, rmac or multi_crop.")
+    ] = "class",
+    groups: Annotated[
+        int | None, typer.Option("--groups", metavar="K", help="Also sort the images into K groups.")
+    ] = None,
+    runs: RunsDir = RUNS,
+) -> None:
+    """Make an index of a folder's images to search in."""
+    found = _module("runs").resolve_run(run, runs) if run is not None else None
+    if _module("search_command").index_command(folder, found, overrides or [], out, pooling, groups):
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel="Use")
+def search(
+    folder: Annotated[str, typer.Argument(metavar="INDEX", help="Folder made by `limpet index`.")],
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="A text, or an image file.")],
+    top: Annotated[int, typer.Option("--top", min=1, metavar="K", help="How many images.")] = 10,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="CSV to write.")] = None,
+) -> None:
+    """Find the images of an index that are nearest to a text or an image; write a contact sheet."""
+    _module("search_command").search_command(folder, query, top, out)
 
 
 @app.command(rich_help_panel="Use")

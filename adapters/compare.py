@@ -34,6 +34,11 @@ COLUMNS: dict[str, tuple[str, str | None, str]] = {
     "spearman": ("Spearman", "all", "spearman"),
     "pairwise_accuracy": ("Pairs", "all", "pairwise_accuracy"),
     "kendall": ("Kendall", "all", "kendall"),
+    "stream_last": ("Last", "continual", "last"),
+    "stream_average": ("Avg", "continual", "average_incremental"),
+    "forgetting": ("Forgetting", "continual", "forgetting"),
+    "transfer": ("Transfer", "continual", "transfer"),
+    "retention": ("Retention", "continual", "retention"),
 }
 _WIDE = ("joint_balanced", "joint_f1")  # in the files only: a terminal has 80 columns
 MEANS = {"other": "Others", "shift": "Shifts"}  # kind of further data -> heading of the mean over its data sets
@@ -161,6 +166,8 @@ def table(rows: Sequence[Row], title: str = "") -> Table:
 
     result = Table(title=title or None)
     labels, columns = _labels(rows), [c for c in _columns(rows) if c not in _WIDE]
+    if "stream_last" in columns:  # Last is the accuracy of a stream
+        columns = [c for c in columns if c not in ("accuracy", "balanced_accuracy", "macro_f1")]
     for name in labels:
         longest = max(len(row.group[name]) for row in rows)
         result.add_column(name, overflow="fold", min_width=min(longest, 14))
@@ -183,7 +190,7 @@ def print_table(run_dirs: Iterable[str | Path], console: Console | None = None) 
 
 
 def compare(runs: Iterable[str | Path], out: Path | None = None, console: Console | None = None) -> None:
-    """Print the table of runs; with `out`, also write compare.md, compare.csv, compare.html (and shots.png) there.
+    """Print the table of runs; with `out`, also write compare.md, compare.csv, compare.html, bars.png (and shots.png) there.
 
     Raises:
         RunError: If none of the runs is finished, or the folder cannot be written.
@@ -205,18 +212,17 @@ def compare(runs: Iterable[str | Path], out: Path | None = None, console: Consol
 
 
 def write(rows: Sequence[Row], notes: Sequence[str], out: Path) -> list[Path]:
-    """Write the rows as Markdown, CSV and HTML (and a shots curve where runs differ in shots); return the files."""
-    from .compare_plots import page, shots_curve
+    """Write the rows as Markdown, CSV and HTML, a bar chart, and a shots curve where runs differ in shots; return the files."""
+    from .compare_plots import bars, page, shots_curve
 
     out.mkdir(parents=True, exist_ok=True)
-    picture = shots_curve(rows)
+    picture, chart = shots_curve(rows), bars(rows, _labels(rows))
     contents: dict[str, bytes] = {
         "compare.md": markdown(rows).encode(),
         "compare.csv": as_csv(rows).encode(),
-        "compare.html": page(rows, _labels(rows), _columns(rows), notes, picture).encode(),
+        "compare.html": page(rows, _labels(rows), _columns(rows), notes, picture, chart).encode(),
     }
-    if picture is not None:
-        contents["shots.png"] = picture
+    contents |= {name: png for name, png in (("bars.png", chart), ("shots.png", picture)) if png is not None}
     for name, content in contents.items():
         files.write_bytes(out / name, content)
     return [out / name for name in contents]
@@ -305,6 +311,8 @@ def _row(key: tuple[str, ...], seeds: Mapping[Any, Mapping[str, Any]], source: s
         for column, (_, space, metric) in COLUMNS.items():
             if space is None:
                 number = run.get("harmonic_mean") if source is None else _harmonic(results)
+            elif space == "continual":
+                number = _over_sessions(run.get("continual") or {}, metric, source is not None)
             else:
                 number = (results.get(space) or {}).get(metric)
             if isinstance(number, int | float):
@@ -312,6 +320,18 @@ def _row(key: tuple[str, ...], seeds: Mapping[Any, Mapping[str, Any]], source: s
         for column, number in _elsewhere(results).items():
             row.values.setdefault(column, []).append(number)
     return row
+
+
+def _over_sessions(stream: Mapping[str, Any], metric: str, zero_shot: bool) -> float | None:
+    """A figure of a stream: of the run, or, where it has one, of zero-shot. Retention is the mean over further data."""
+    if metric == "retention":
+        mean = (stream.get("retention") or {}).get("mean") or {}
+        return mean.get("zero_shot" if zero_shot else "after")
+    if not zero_shot:
+        return stream.get(metric)
+    seen = [value for value in stream.get("zero_shot_seen", ()) if value is not None]
+    figures = {"last": seen[-1], "average_incremental": statistics.fmean(seen)} if seen else {}
+    return figures.get(metric)
 
 
 def _elsewhere(results: Mapping[str, Any]) -> dict[str, float]:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from .compare import Row
 
 
+HEADLINES = ("accuracy", "harmonic_mean", "base", "joint", "spearman")
+MOST = 40  # bars that can be read
+
+
 def shots_curve(rows: Sequence[Row]) -> bytes | None:
     """Return a PNG of the headline accuracy over shots, a line per method; None unless shots differ."""
     curves: dict[str, list[tuple[int, float, float]]] = {}
@@ -45,9 +49,9 @@ def shots_curve(rows: Sequence[Row]) -> bytes | None:
     axes = figure.add_subplot()
     for name, points in curves.items():
         shots, means, sds = zip(*sorted(points), strict=True)
-        axes.errorbar(shots, means, yerr=sds, marker="o", capsize=3, label=_plain(name))
+        axes.errorbar(shots, means, yerr=sds, marker="o", capsize=3, label=plain_text(name))
     for name, mean in flat.items():
-        axes.axhline(mean, linestyle="--", color="grey", linewidth=1, label=_plain(name))
+        axes.axhline(mean, linestyle="--", color="grey", linewidth=1, label=plain_text(name))
     every = sorted({shots for points in curves.values() for shots, _, _ in points})
     axes.set_xscale("log", base=2)
     axes.set_xticks(every, [str(shots) for shots in every])
@@ -62,12 +66,45 @@ def shots_curve(rows: Sequence[Row]) -> bytes | None:
     return buffer.getvalue()
 
 
+def bars(rows: Sequence[Row], labels: Sequence[str]) -> bytes | None:
+    """Return a PNG of the headline figure of each row, best first, with its standard deviation; None for a single row.
+
+    Args:
+        rows: of the comparison; the best `MOST` are drawn.
+        labels: the group keys that tell rows apart.
+    """
+    from .compare import heading
+
+    column = next((c for c in HEADLINES if any(r.values.get(c) for r in rows)), None)
+    shown = [(row, mean) for row in rows if column is not None and (mean := row.mean(column)) is not None]
+    if column is None or len(shown) < 2:
+        return None
+    shown = sorted(shown, key=lambda pair: -pair[1])[:MOST]
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 0.9 + 0.28 * len(shown)), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    names = [" ".join(row.group[key] for key in labels if row.group[key]) or row.group["method"] for row, _ in shown]
+    colours = ["#9aa7af" if row.group["method"] == "zero_shot" else "#0b7a75" for row, _ in shown]
+    sds = [100 * (row.sd(column) or 0) for row, _ in shown]
+    axes.barh(range(len(shown)), [100 * mean for _, mean in shown], xerr=sds, color=colours, ecolor="#1d2429", capsize=2)
+    axes.set_yticks(range(len(shown)), [plain_text(name) for name in names], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"{heading(column)}, %")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
 def page(
     rows: Sequence[Row],
     labels: Sequence[str],
     columns: Sequence[str],
     notes: Sequence[str],
     picture: bytes | None,
+    chart: bytes | None = None,
 ) -> str:
     """Return the comparison as one HTML page without outside references."""
     from .compare import each_seed, heading
@@ -84,6 +121,7 @@ def page(
     return environment().get_template("compare.html.jinja").render(
         labels=labels, headings=[heading(c) for c in columns], rows=body, seeds=each_seed(rows), notes=notes,
         picture=base64.b64encode(picture).decode() if picture else None,
+        chart=base64.b64encode(chart).decode() if chart else None, most=MOST if len(rows) > MOST else None,
     )  # fmt: skip
 
 
@@ -97,6 +135,6 @@ def environment() -> jinja2.Environment:
     return jinja.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Text that matplotlib does not read as mathematics."""
     return text.replace("$", r"\$")

@@ -19,6 +19,7 @@ from .prompting import PromptEncoder, init_words
 
 if TYPE_CHECKING:
     from .backbone_spec import BackboneSpec
+    from .backbone_tokens import Text
 
 STD = 0.02  # of random prompts, in every paper of this family
 
@@ -107,6 +108,14 @@ class DeepPrompts(Adapter):
             return super().encode_image(batch)
         return F.normalize(image_features(self.backbone, batch["image"], prompts).to(self.dtype), dim=-1)
 
+    def encode_text(self, texts: Sequence[Text]) -> Tensor:
+        """Text features (N, D), unit norm, with the text prompts in place."""
+        prompts = self.text_prompts()
+        if not prompts or not texts:
+            return super().encode_text(texts)
+        encoder = self.encoder_of(texts, prompts[0].shape[-2])
+        return F.normalize(encoder(prompts[0], prompts[1:]).to(self.dtype), dim=-1)
+
     def compute_class_weights(self) -> Tensor:
         """Text features (C, D), unit norm, with the text prompts in place."""
         prompts = self.text_prompts()
@@ -115,14 +124,20 @@ class DeepPrompts(Adapter):
         encoder = self.text_encoder(prompts[0].shape[-2])
         return F.normalize(encoder(prompts[0], prompts[1:]).to(self.dtype), dim=-1)
 
+    def learned_tokens(self, label: str) -> dict[str, Tensor]:
+        """The text prompts of layer 0; those of deeper layers do not stand among words."""
+        prompts = self.text_prompts()
+        return {"text prompt": prompts[0]} if prompts else {}
+
     def text_encoder(self, count: int) -> PromptEncoder:
         """The encoder of the present classes' texts behind `count` prompt tokens."""
         if "encoder" not in self._derived:
-            texts = [self.classes.text(name) for name in self.classes.names]
-            self._derived["encoder"] = PromptEncoder(
-                self.backbone, texts, count, phrase=self.phrase, memory=self.backbone.text_memory
-            )
+            self._derived["encoder"] = self.encoder_of([self.classes.text(name) for name in self.classes.names], count)
         return cast(PromptEncoder, self._derived["encoder"])
+
+    def encoder_of(self, texts: Sequence[Text], count: int) -> PromptEncoder:
+        """An encoder of other texts behind `count` prompt tokens."""
+        return PromptEncoder(self.backbone, texts, count, phrase=self.phrase, memory=self.backbone.text_memory)
 
     def start_text_prompts(self, layers: int, count: int, words: str | None) -> nn.Parameter:
         """Text prompts (layers, count, W): the first layer from words, the others random.

@@ -8,6 +8,7 @@ the patch tokens of the image tower (see `tokens.py`).
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,6 +47,7 @@ class CachedFeatures:
         progress: Whether to show progress where computing takes longer than two seconds.
         batch_size: Images per forward pass of the backbone.
         layer: "output" for features, "tokens" for patch tokens.
+        block: With "tokens": those behind this block of the image tower; None for those behind all of them.
     """
 
     def __init__(
@@ -59,15 +61,21 @@ class CachedFeatures:
         progress: bool = True,
         batch_size: int = 64,
         layer: str = "output",
+        block: int | None = None,
     ) -> None:
         datamodule.setup()
+        regional = set(getattr(datamodule, "offers", ())) & set(getattr(datamodule, "keys", ()))
+        if regional:  # a feature is of the whole image: regions cut from the picture have no place beside it
+            datamodule = copy.copy(datamodule)
+            datamodule.keys = tuple(key for key in datamodule.keys if key not in regional)
         self.datamodule, self.backbone, self.augment, self.seed = datamodule, backbone, augment, seed
         self.plain = augment is None or augment.preset == "none"
         self.view_count = 1 if self.plain else max(int(views), 1)
         self.progress, self.batch_size, self.layer = progress, batch_size, layer
+        self.block = block
         self.key = "tokens" if layer == "tokens" else "feature"
         self.shape: tuple[int, ...] = (
-            token_shape(backbone) if layer == "tokens" else (int(backbone.embed_dim),)
+            token_shape(backbone, block) if layer == "tokens" else (int(backbone.embed_dim),)
         )
         self.samples: Mapping[str, list[Any]] = _Samples(self)
         self._parent: CachedFeatures | None = None
@@ -116,9 +124,17 @@ class CachedFeatures:
 
     def restrict(self, names: Sequence[str]) -> CachedFeatures:
         """Return the same split with only the classes `names`, labels in that order, on the same features."""
+        return self._on(self.datamodule.restrict(names))
+
+    def within(self, names: Sequence[str]) -> CachedFeatures:
+        """Return the same split with labels counted in `names`, which hold all its classes, on the same features."""
+        return self._on(self.datamodule.within(names))
+
+    def _on(self, datamodule: Any) -> CachedFeatures:
+        """Another view of the same images, on the same features."""
         child = CachedFeatures(
-            self.datamodule.restrict(names), self.backbone, self.augment, self.seed, self.view_count,
-            progress=self.progress, batch_size=self.batch_size, layer=self.layer,
+            datamodule, self.backbone, self.augment, self.seed, self.view_count,
+            progress=self.progress, batch_size=self.batch_size, layer=self.layer, block=self.block,
         )  # fmt: skip
         child._parent = self
         return child
@@ -204,7 +220,7 @@ class CachedFeatures:
             Subset(dataset, sorted(missing.values())),
             batch_size=self.batch_size,
             num_workers=int(getattr(self.config, "num_workers", 0)),
-            collate_fn=self.datamodule.train_dataloader().collate_fn,  # leaves out what cannot be decoded
+            collate_fn=self.datamodule.test_dataloader().collate_fn,  # leaves out what cannot be decoded
         )
         what = f"Computing features: {split}" + (
             "" if view is None else f", view {view + 1} of {self.view_count}"
@@ -222,7 +238,7 @@ class CachedFeatures:
 
     def _encode(self, images: Tensor) -> Tensor:
         if self.layer == "tokens":
-            return image_token_features(self.backbone, images)
+            return image_token_features(self.backbone, images, self.block)
         encoded: Tensor = self.backbone.encode_image(images, normalize=False)
         return encoded
 
@@ -239,7 +255,7 @@ class CachedFeatures:
                     for k in ("activation", "precision", "vision_heads", "image_size")
                 },
                 "preprocessing": spec.preprocessing,
-                "layer": self.layer,
+                "layer": self.layer if self.block is None else f"{self.layer} of block {self.block}",
                 "normalised": False,
                 "device": torch.device(self.backbone.device).type,  # rounding differs
                 "augment": None,

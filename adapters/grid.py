@@ -20,10 +20,22 @@ if TYPE_CHECKING:
     from .recipe import Recipe
 
 
+NAME_BYTES = 150  # of a cell's folder name; file systems allow 255
+
+
 def cell_name(recipe: Recipe) -> str:
-    """Folder name of a cell, from its values: "method=coop,seed=1"."""
+    """Folder name of a cell, from its values: "method=coop,seed=1".
+
+    Where a name cannot be spelled out (too long, or signs that no folder name should have) a digest of the values ends
+    it, so that two cells never share a folder.
+    """
     text = ",".join(f"{key}={value}" for key, value in sorted(recipe.cell.items()))
-    return re.sub(r"[^\w=,.+-]+", "_", text)[:150]
+    name = re.sub(r"[^\w=,.+-]+", "_", text)
+    if name == text and len(name.encode()) <= NAME_BYTES:
+        return name
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    short = name.encode("utf-8", "ignore")[: NAME_BYTES - len(digest) - 1].decode("utf-8", "ignore")
+    return f"{short}-{digest}"
 
 
 def grid_dir(recipes: Sequence[Recipe]) -> Path:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .classes import ClassSet
     from .inference import Classifier
 
-CARRIED = ("recipe", "split_hash", "augment", "seed")  # of the first version's record; its metrics are not the new one's
+CARRIED = ("recipe", "split_hash", "augment", "seed", "calibration")  # of the first version's record; its metrics are not the new ones
 
 
 def add_classes(run_dir: Path, names: Sequence[str], shots: Path | None = None) -> tuple[Path, Classifier]:

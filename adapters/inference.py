@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,14 +14,20 @@ import torch
 from torch import Tensor
 
 from . import artifact
+from .calibration import Calibration
 from .errors import LimpetError, exhausted
+from .image_sources import SEVERAL_FRAMES, ZipMember, open_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from .adapter import Adapter
 
-Source: TypeAlias = "str | Path | Image"
+Source: TypeAlias = "str | Path | Image | ZipMember"
+
+
+Decoded: TypeAlias = "tuple[Tensor | str, str | None]"
+"""The preprocessed image (3, H, W) or why it cannot be read, and a note on how it was read."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,11 @@ class Prediction:
         probability: Its probability, in [0, 1].
         top: The most probable classes with their probabilities, best first.
         error: Why the image could not be read; None where it could.
+        calibrated: The probability after temperature scaling, in [0, 1]; None where the adapter has no temperature.
+        calibrated_top: The same for each class of `top`; empty where the adapter has no temperature.
+        abstained: Whether the answer is less sure than the threshold asked for; `label` says what it would be.
+        note: What to know of how the image was read (an animation's first frame); None for nothing.
+        because: What speaks for the label, in words with a number, strongest first; empty where the method says nothing.
     """
 
     path: str
@@ -42,6 +52,16 @@ class Prediction:
     probability: float
     top: list[tuple[str, float]] = field(default_factory=list)
     error: str | None = None
+    calibrated: float | None = None
+    calibrated_top: list[float] = field(default_factory=list)
+    abstained: bool = False
+    note: str | None = None
+    because: list[tuple[str, float]] = field(default_factory=list)
+
+    @property
+    def confidence(self) -> float:
+        """What a threshold is compared with: the calibrated probability where there is one, else the plain one."""
+        return self.probability if self.calibrated is None else self.calibrated
 
 
 def load_adapter(path: str | Path, version: int | None, backbone: Any, device: str | None, plugins: bool) -> Adapter:
@@ -57,14 +77,18 @@ class Classifier:
 
     Args:
         adapter: A fitted adapter, set up with its backbone and classes.
+
+    Attributes:
+        calibration: Temperature and thresholds fitted on the validation images; None where there were none.
     """
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter.eval()
+        self.calibration: Calibration | None = None
         self.info: dict[str, Any] = {}  # what the artefact records about its fit
         self.history: list[dict[str, Any]] = []  # changes of the classes since it was loaded
         self.backbone = adapter.backbone
-        self.transform = self.backbone.transform(train=False)
+        self.transform = self.backbone.transform(train=False, resize_mode=adapter.resize_mode)
 
     @classmethod
     def load(
@@ -88,8 +112,11 @@ class Classifier:
             ArtifactError: If it is missing, damaged or does not fit the backbone.
         """
         adapter = load_adapter(path, version, backbone, device, plugins)
+        if adapter.task != "classification":
+            raise LimpetError(f"'{adapter.name}' does not classify images (its task is {adapter.task}).")
         classifier = cls(adapter)
         classifier.info = dict(artifact.load_info(path, version).get("info") or {})
+        classifier.calibration = Calibration.from_dict(classifier.info.get("calibration"))
         return classifier
 
     @property
@@ -97,13 +124,34 @@ class Classifier:
         """Names of the classes, in the order of the probabilities."""
         return list(self.adapter.classes.names)
 
+    @property
+    def explains(self) -> bool:
+        """Whether predictions say in words what speaks for them."""
+        from .adapter import Adapter
+
+        return type(self.adapter).evidence is not Adapter.evidence
+
     def text(self, name: str) -> str:
         """The words that stand for a class in prompts."""
         return str(self.adapter.classes.text(name))
 
-    @torch.inference_mode()
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Return class probabilities (B, C), float64 on the CPU, of preprocessed images (B, 3, H, W)."""
+    @torch.no_grad()  # not inference mode: what the adapter remembers is used with gradients by `limpet explain`
+    def scores(self, images: Tensor) -> Tensor:
+        """Return logits (B, C), float64 on the CPU, of preprocessed images (B, 3, H, W)."""
+        return self._logits(self._batch(images))
+
+    @torch.no_grad()
+    def _logits(self, batch: dict[str, Any]) -> Tensor:
+        return self.adapter.logits(batch).double().cpu()
+
+    @torch.no_grad()
+    def because(self, images: Tensor, labels: Sequence[int]) -> list[list[tuple[str, float]]]:
+        """What speaks for the classes `labels` of preprocessed images (B, 3, H, W), see `Prediction.because`."""
+        return self.adapter.evidence(self._batch(images), labels) if self.explains else [[] for _ in labels]
+
+    @torch.no_grad()
+    def _batch(self, images: Tensor) -> dict[str, Any]:
+        """What the adapter reads of preprocessed images."""
         images = images.to(self.backbone.device)
         count = len(images)
         batch: dict[str, Any] = {"path": [""] * count, "index": torch.arange(count)}
@@ -111,10 +159,19 @@ class Classifier:
             batch["feature"] = self.backbone.encode_image(images, normalize=False).float()
         else:
             batch["image"] = images
-        return self.adapter.logits(batch).double().softmax(dim=-1).cpu()
+        return batch
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Return class probabilities (B, C), float64 on the CPU, of preprocessed images (B, 3, H, W)."""
+        return self.scores(images).softmax(dim=-1)
 
     def predict(
-        self, images: Source | Iterable[Source], batch_size: int = 64, top: int = 1, threads: int = 4
+        self,
+        images: Source | Iterable[Source],
+        batch_size: int = 64,
+        top: int = 1,
+        threads: int = 4,
+        threshold: float = 0.0,
     ) -> Iterator[Prediction]:
         """Answer for images one after the other, in order, holding only a few batches in memory.
 
@@ -123,26 +180,27 @@ class Classifier:
             batch_size: Images per forward pass.
             top: How many classes to give in `Prediction.top`.
             threads: Threads that decode images.
+            threshold: Answers less sure than this are marked `abstained`; `calibration.cut` chooses one.
 
         Yields:
             One `Prediction` per image; for one that cannot be read, `error` says why.
         """
-        many = [images] if isinstance(images, str | Path) or hasattr(images, "convert") else images
+        many = [images] if isinstance(images, str | Path | ZipMember) or hasattr(images, "convert") else images
         top = max(1, min(top, len(self.classes)))
         numbered = enumerate(many)  # type: ignore[arg-type]
         with ThreadPoolExecutor(max(1, threads)) as pool:
-            waiting: deque[tuple[str, Future[Tensor | str]]] = deque()
+            waiting: deque[tuple[str, Future[Decoded]]] = deque()
 
             def decode_ahead(count: int) -> None:
                 for number, source in islice(numbered, max(0, count)):
-                    name = str(source) if isinstance(source, str | Path) else str(number)
+                    name = str(source) if isinstance(source, str | Path | ZipMember) else str(number)
                     waiting.append((name, pool.submit(self._decode, source)))
 
             decode_ahead(2 * batch_size)
             while waiting:
                 batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
                 decode_ahead(2 * batch_size - len(waiting))
-                yield from self._answer([(name, future.result()) for name, future in batch], top)
+                yield from self._answer([(name, *future.result()) for name, future in batch], top, threshold)
 
     def add_classes(
         self,
@@ -201,30 +259,39 @@ class Classifier:
 
         return artifact.save(self.adapter, run_dir, record(self.info, self.history, self.adapter.notes))
 
-    def _decode(self, source: Any) -> Tensor | str:
-        """Return the preprocessed image (3, H, W), or a sentence where it cannot be read."""
+    def _decode(self, source: Any) -> Decoded:
         try:
-            image = source
-            if isinstance(source, str | Path):
-                image = importlib.import_module(".datamodules.images", __package__).read_image(Path(source))
-            prepared: Tensor = self.transform(image.convert("RGB"))
-            return prepared
+            image = open_image(source)
+            note = "the first of several frames or pages was used" if image.info.get(SEVERAL_FRAMES) else None
+            return self.transform(image), note
         except (OSError, ValueError, SyntaxError, MemoryError, EOFError) as error:
             if exhausted(error):  # says nothing about the image
                 raise
-            return " ".join(str(error).split()) or type(error).__name__
+            return " ".join(str(getattr(error, "reason", "") or error).split()) or type(error).__name__, None
 
-    def _answer(self, batch: Sequence[tuple[str, Tensor | str]], top: int) -> Iterator[Prediction]:
-        good = [image for _, image in batch if isinstance(image, Tensor)]
-        answers: Iterator[tuple[list[float], list[int]]] = iter(())
+    def _answer(
+        self, batch: Sequence[tuple[str, Tensor | str, str | None]], top: int, threshold: float
+    ) -> Iterator[Prediction]:
+        good = [image for _, image, _ in batch if isinstance(image, Tensor)]
+        answers: Iterator[tuple[list[float], list[float], list[int], list[tuple[str, float]]]] = iter(())
         if good:
-            values, indices = self.probabilities(torch.stack(good)).topk(top, dim=-1)
-            answers = zip(values.tolist(), indices.tolist(), strict=True)
+            given = self._batch(torch.stack(good))
+            logits = self._logits(given)
+            values, indices = logits.softmax(-1).topk(top, dim=-1)
+            temperature = None if self.calibration is None else self.calibration.temperature
+            scaled = [[]] * len(good) if temperature is None else (logits / temperature).softmax(-1).gather(1, indices).tolist()
+            because: list[list[tuple[str, float]]] = [[]] * len(good)
+            if self.explains:
+                because = self.adapter.evidence(given, indices[:, 0].tolist())
+            answers = zip(values.tolist(), scaled, indices.tolist(), because, strict=True)
         names = self.classes
-        for path, image in batch:
+        for path, image, note in batch:
             if isinstance(image, str):
                 yield Prediction(path, None, 0.0, [], image)
                 continue
-            numbers, chosen = next(answers)
-            best = [(names[index], value) for index, value in zip(chosen, numbers, strict=True)]
-            yield Prediction(path, best[0][0], best[0][1], best)
+            plain, calibrated, chosen, reasons = next(answers)
+            best = [(names[index], value) for index, value in zip(chosen, plain, strict=True)]
+            confidence = calibrated[0] if calibrated else best[0][1]
+            yield Prediction(
+                path, *best[0], best, None, calibrated[0] if calibrated else None, calibrated, confidence < threshold, note, reasons
+            )

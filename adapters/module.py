@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning
 import torch
@@ -12,6 +12,9 @@ from .adapter import Adapter, Batch
 from .errors import LimpetError, RunError
 from .optim import build_optimiser, build_schedule
 from .recipe import OptimConfig
+
+if TYPE_CHECKING:
+    from .continual import Regulariser
 
 
 class AdaptationModule(lightning.LightningModule):
@@ -24,13 +27,17 @@ class AdaptationModule(lightning.LightningModule):
         adapter: an adapter after `setup` (and `fit_closed_form`, where it has one).
         optim: optimiser and schedule; the default is CoOp's.
         seed: base of the per-step seeds.
+        regulariser: what is done against forgetting, after its `start`; None: plain training.
     """
 
-    def __init__(self, adapter: Adapter, optim: OptimConfig | None = None, seed: int = 1) -> None:
+    def __init__(
+        self, adapter: Adapter, optim: OptimConfig | None = None, seed: int = 1, regulariser: Regulariser | None = None
+    ) -> None:
         super().__init__()
         self.adapter = adapter
         self.optim = optim or OptimConfig()
         self.seed = seed
+        self.regulariser = regulariser
         self._checked = False
 
     def setup(self, stage: str) -> None:
@@ -42,7 +49,10 @@ class AdaptationModule(lightning.LightningModule):
         if not self._checked:
             self._check(batch)
         torch.manual_seed((self.seed * 1_000_003 + self.global_step) % 2**63)
-        loss = self.adapter.loss(batch)
+        if self.regulariser is None:
+            loss = self.adapter.loss(batch)
+        else:
+            loss = self.regulariser.loss(self.adapter, batch, self.global_step)
         if not torch.isfinite(loss):
             raise RunError(
                 f"The loss became {loss.item()} at step {self.global_step}: lower optim.lr, or use trainer.precision=32-true."
@@ -57,13 +67,29 @@ class AdaptationModule(lightning.LightningModule):
             raise LimpetError(f"'{self.adapter.name}' needs '{missing[0]}' in every batch; the data give: {', '.join(batch)}.")
         self._checked = True
 
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Tell the regulariser, after the optimiser."""
+        if self.regulariser is not None:
+            self.regulariser.stepped(self.adapter, self.global_step - 1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what a regulariser changes within a session."""
+        if self.regulariser is not None:
+            checkpoint["regulariser"] = self.regulariser.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it up again."""
+        if self.regulariser is not None:
+            self.regulariser.load_state_dict(checkpoint.get("regulariser", {}))
+
     def on_train_epoch_end(self) -> None:
         """Tell the adapter, before any checkpoint is written."""
         self.adapter.epoch_ended(self.current_epoch, int(self.trainer.max_epochs or 1))
 
     def configure_optimizers(self) -> Any:
         """Optimiser and, per epoch or step, its schedule."""
-        optimiser = build_optimiser(self.adapter.learnable(), self.optim)
+        names = [name for name, parameter in self.adapter.named_parameters() if parameter.requires_grad]
+        optimiser = build_optimiser(self.adapter.learnable(), self.optim, names)
         by_step = self.optim.interval == "step"
         total = int(self.trainer.estimated_stepping_batches) if by_step else int(self.trainer.max_epochs or 1)
         schedule = build_schedule(optimiser, self.optim, total)

@@ -16,7 +16,7 @@ from .errors import RecipeError, nearest
 if TYPE_CHECKING:
     from .recipe import OptimConfig
 
-OPTIMISERS = ("sgd", "adam", "adamw")
+OPTIMISERS = ("sgd", "adam", "adamw", "muon")
 SCHEDULES = ("cosine", "constant")
 
 
@@ -34,8 +34,15 @@ def learning_rate(config: OptimConfig, time: int, total: int) -> float:
     return config.min_lr + (config.lr - config.min_lr) * cosine
 
 
-def build_optimiser(parameters: Iterable[nn.Parameter], config: OptimConfig) -> Optimizer:
+def build_optimiser(
+    parameters: Iterable[nn.Parameter], config: OptimConfig, names: Iterable[str] | None = None
+) -> Optimizer:
     """Optimiser of a recipe's `optim` section.
+
+    Args:
+        parameters: what is trained.
+        config: the section.
+        names: of the parameters, by which muon tells embeddings and stacked matrices.
 
     Raises:
         RecipeError: unknown optimiser or schedule.
@@ -44,6 +51,13 @@ def build_optimiser(parameters: Iterable[nn.Parameter], config: OptimConfig) -> 
         if value not in known:
             raise RecipeError(f"optim.{key} is '{value}'.{nearest(value, known)} Known: {', '.join(known)}.")
     groups: list[Any] = list(parameters)
+    if config.name == "muon":
+        from .muon import Muon
+
+        named = list(zip(list(names or [""] * len(groups)), groups, strict=True))
+        rest = config.lr if config.rest_lr is None else config.rest_lr
+        options: Any = {"momentum": config.momentum, "betas": tuple(config.betas), "eps": config.eps}
+        return Muon(named, config.lr, rest, weight_decay=config.weight_decay, **options)
     if config.decay == "matrices":
         kinds = [[p for p in groups if p.ndim >= 2], [p for p in groups if p.ndim < 2]]
         groups = [{"params": kinds[0]}, {"params": kinds[1], "weight_decay": 0.0}]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .errors import RecipeError, nearest
 
+REFUSALS = (ValueError, TypeError, RuntimeError, NotImplementedError, KeyError)  # what peft raises for odd options
 NAME = "default"  # of the one adapter inside peft's layers
 # Tuners that change each linear layer by itself, can be merged, and follow from their parameters alone.
 TUNERS = ("LORA", "DELORA", "FOURIERFT", "GRALORA", "HIRA", "HRA", "IA3", "LOHA", "LOKR", "MISS", "OFT")
@@ -75,6 +76,38 @@ def put_in(model: nn.Module, names: Iterable[str], config: Any, dtype: torch.dty
         RecipeError: peft refuses the options.
     """
     from peft import inject_adapter_in_model
+
+    options = tuner_config(exactly(names), config)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            inject_adapter_in_model(options, model, adapter_name=NAME)
+    except REFUSALS as error:
+        raise refused(config, error) from error
+    trained = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+            trained[name.replace(f".{NAME}", "")] = parameter
+    return trained
+
+
+def exactly(names: Iterable[str]) -> str:
+    """A pattern that peft matches these layers by, and no others."""
+    return "|".join(re.escape(name) for name in names)  # matched in full
+
+
+def refused(config: Any, error: Exception) -> RecipeError:
+    """The sentence for options that peft refuses."""
+    return RecipeError(f"peft refuses method.peft {dict(config.peft)}: {' '.join(str(error).split())}")
+
+
+def tuner_config(targets: Any, config: Any) -> Any:
+    """The configuration of peft's tuner for layers, given as a pattern or a list of the ends of names.
+
+    Raises:
+        RecipeError: peft refuses the options.
+    """
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     kind = tuner_of(config.peft)
@@ -84,7 +117,7 @@ def put_in(model: nn.Module, names: Iterable[str], config: Any, dtype: torch.dty
     for key in options:
         if key not in known:
             raise RecipeError(f"method.peft.{key}: peft's {kind} has no such option.{nearest(key, known)}")
-    given: dict[str, Any] = {"target_modules": "|".join(re.escape(name) for name in names)}  # matched in full
+    given: dict[str, Any] = {"target_modules": targets}
     if kind == "LORA":
         given |= {key: getattr(config, ours) for key, ours in _OWN_KEYS.items()}
     elif kind in RANKED:
@@ -94,15 +127,9 @@ def put_in(model: nn.Module, names: Iterable[str], config: Any, dtype: torch.dty
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            inject_adapter_in_model(cls(**{**given, **options}), model, adapter_name=NAME)
-    except (ValueError, TypeError, RuntimeError, NotImplementedError, KeyError) as error:
-        raise RecipeError(f"peft refuses method.peft {dict(config.peft)}: {' '.join(str(error).split())}") from error
-    trained = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
-            trained[name.replace(f".{NAME}", "")] = parameter
-    return trained
+            return cls(**{**given, **options})
+    except REFUSALS as error:
+        raise refused(config, error) from error
 
 
 def tuner_layers(model: nn.Module) -> dict[str, Any]:
@@ -137,8 +164,8 @@ def set_share(layer: Any, share: float) -> None:
 
 def merged_linear(layer: Any, share: float) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a wrapped layer as a plain linear layer, with `share` of what was tuned."""
-    base = layer.get_base_layer()
-    whole = copy.deepcopy(layer)  # merging works in place
+    whole = copy.deepcopy(layer).double()  # merging works in place; in float64 it rounds once, at the end
+    base = copy.deepcopy(whole.get_base_layer())
     if is_plain_lora(whole):
         whole.set_scale(NAME, 1.0)
     whole.merge(safe_merge=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import importlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from . import contact_sheet, files
 from .contact_sheet import Picture
 from .csv_files import cell, read_rows
 from .errors import LimpetError
+from .image_sources import Located, open_image
 from .ordering_metrics import displacement, order_metrics
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _ENDS, _FAR = 5, 0.25
 
 def order_command(
     folder: Path,
-    images: Sequence[str],
+    sources: Sequence[Located],
     out: Path,
     instruction: str | None = None,
     labels: Path | None = None,
@@ -36,7 +36,7 @@ def order_command(
 
     Args:
         folder: a run's or an artefact's folder.
-        images: paths.
+        sources: paths, or members of archives.
         out: the CSV file; .png and .html stand beside it.
         instruction: what to order by; default: the one the adapter was fitted with.
         labels: a CSV with the columns path and value; default: a labels.csv in the folder that holds the images.
@@ -51,16 +51,19 @@ def order_command(
     from .ranker import Ranker
 
     console = console or Console()
+    if out.suffix.lower() != ".csv":
+        raise LimpetError(f"An order is written as CSV, with a contact sheet beside it; {out} should end in .csv.")
+    images = [str(source) for source in sources]
     ranker = Ranker.load(folder)
     chosen = ranker.choose(instruction)
     asked = [chosen]
     if chosen not in ranker.instructions and ranker.adapter.follows_instructions:
         asked.append(ranker.nearest(chosen)[0])
-    common = Path(os.path.commonpath(images)) if len(images) > 1 else Path(images[0]).parent
+    common = common_folder(images)
     values = known_values(images, labels, common)
     started = time.perf_counter()
     with Progress("Ordering", len(images)) as progress:
-        orders = ranker.rank_with(asked, images, progress=progress)
+        orders = ranker.rank_with(asked, sources, progress=progress)
     seconds = time.perf_counter() - started
     found = [one for one in orders[0] if one.error is None]
     broken = [one for one in orders[0] if one.error is not None]
@@ -70,7 +73,7 @@ def order_command(
     away = _displacements(found, values)
     try:
         _write(found, broken, values, away, out)
-        sheet(found, values, away, chosen, out, note)
+        sheet(found, values, away, chosen, out, note, sources)
     except OSError as error:
         raise LimpetError(f"The order cannot be written to {out}: {error.strerror or error}.") from None
     _show(console, found, values, common, chosen)
@@ -87,6 +90,14 @@ def order_command(
         for one in broken[:50]:
             console.print(f"  {one.path}: {one.error}", highlight=False, markup=False, soft_wrap=True)
     return 1 if broken else 0
+
+
+def common_folder(images: Sequence[str]) -> Path:
+    """The folder that all images lie below; the working folder where there is none."""
+    try:
+        return Path(os.path.commonpath(images)) if len(images) > 1 else Path(images[0]).parent
+    except ValueError:  # absolute and relative paths, or several drives
+        return Path()
 
 
 def known_values(images: Sequence[str], labels: Path | None, common: Path) -> dict[str, float]:
@@ -119,12 +130,13 @@ def sheet(
     instruction: str,
     out: Path,
     note: str | None = None,
+    sources: Sequence[Located] = (),
 ) -> None:
     """Write the contact sheet beside `out`: .png in order, .html in order and, where values are known, mistakes first."""
-    images = importlib.import_module(".datamodules.images", __package__)
+    where = {str(source): source for source in sources}
 
     def find(path: str) -> Any:
-        return images.read_image(Path(path))
+        return open_image(where.get(path, path))
 
     pictures = [_picture(one, values, away) for one in found]
     sections = []
@@ -139,7 +151,7 @@ def sheet(
 
 
 def _picture(one: Ranked, values: Mapping[str, float], away: Mapping[str, float]) -> Picture:
-    title = f"{one.score:.3g}" if one.estimate is None else f"{one.estimate:.3g}"
+    title = f"{one.score:.3g}"
     if one.path not in values:
         return Picture(one.rank, one.path, title)
     return Picture(one.rank, one.path, title, f"value {values[one.path]:g}", abs(away.get(one.path, 0.0)) > _FAR)
@@ -168,14 +180,10 @@ def _write(
     found: Sequence[Ranked], broken: Sequence[Ranked], values: Mapping[str, float], away: Mapping[str, float], out: Path
 ) -> None:
     columns = ["rank", "path", "score"]
-    estimated = found[0].estimate is not None
-    columns += ["estimate"] if estimated else []
     columns += ["value", "displacement"] if away else []
     rows = []
     for one in found:
         row: dict[str, Any] = {"rank": one.rank, "path": cell(_printable(one.path)), "score": f"{one.score:.6f}"}
-        if estimated:
-            row["estimate"] = f"{one.estimate:.6f}"
         if away:
             row["value"] = values.get(one.path, "")
             row["displacement"] = f"{away[one.path]:.6f}" if one.path in away else ""
@@ -193,9 +201,7 @@ def _show(console: Console, found: Sequence[Ranked], values: Mapping[str, float]
     table.add_column("rank", justify="right")
     table.add_column("image", overflow="fold")
     table.add_column("score", justify="right")
-    estimated, valued = found[0].estimate is not None, bool(values)
-    if estimated:
-        table.add_column("estimate", justify="right")
+    valued = bool(values)
     if valued:
         table.add_column("value", justify="right")
     gap = len(found) > 2 * _ENDS
@@ -205,7 +211,6 @@ def _show(console: Console, found: Sequence[Ranked], values: Mapping[str, float]
         path = Path(one.path)
         name = path.relative_to(common) if path.is_relative_to(common) else path
         cells: list[Any] = [str(one.rank), Text(_printable(str(name))), f"{one.score:.3f}"]
-        cells += [f"{one.estimate:.2f}"] if estimated else []
         cells += [f"{values[one.path]:g}" if one.path in values else ""] if valued else []
         table.add_row(*cells)
     console.print(table)

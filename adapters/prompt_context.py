@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapter import Adapter
-from .errors import RecipeError
+from .errors import LimpetError, RecipeError
 from .prompting import POSITIONS, PromptEncoder, init_words, support
 
 if TYPE_CHECKING:
     from .backbone_spec import BackboneSpec
+    from .backbone_tokens import Text
 
 
 @dataclass
@@ -38,6 +40,7 @@ class LearnedContext(Adapter):
     The learnable tensor is `context`, (M, W) unless `initial_context` says otherwise; W is the width of the text tower.
     """
 
+    prompted = True
     context: nn.Parameter
 
     @classmethod
@@ -70,6 +73,23 @@ class LearnedContext(Adapter):
         shape = (*rows, self.config.context_length, self.backbone.spec.text_width)
         return nn.init.normal_(torch.empty(*shape, dtype=self.dtype), std=0.02)
 
+    def learned_tokens(self, label: str) -> dict[str, Tensor]:
+        """The context; of one for each class, that of `label`."""
+        context = self.context if self.context.ndim == 2 else self.context[self._trained.index(label)]
+        return {"context": context}
+
+    def encode_text(self, texts: Sequence[Text]) -> Tensor:
+        """Text features (N, D), unit norm, of texts behind the learned context (in place of class names).
+
+        Raises:
+            LimpetError: every class has a context of its own, which says nothing about other texts.
+        """
+        if self.context.ndim > 2:
+            raise LimpetError(f"'{self.name}' has a context for every class and none for other texts.")
+        if not texts:
+            return super().encode_text(texts)
+        return F.normalize(self.encoder_of(texts)(self.context), dim=-1)
+
     def compute_class_weights(self) -> Tensor:
         """Text features (C, D) of the learned prompts, unit norm."""
         return F.normalize(self.encoder()(self.context), dim=-1)
@@ -77,10 +97,11 @@ class LearnedContext(Adapter):
     def encoder(self) -> PromptEncoder:
         """The prompt encoder of the classes asked about."""
         if "encoder" not in self._derived:
-            texts = [self.classes.text(name) for name in self.classes.names]
-            length = self.context.shape[-2]
-            self._derived["encoder"] = PromptEncoder(
-                self.backbone, texts, length, position=self.config.position, memory=self.backbone.text_memory
-            )
+            self._derived["encoder"] = self.encoder_of([self.classes.text(name) for name in self.classes.names])
         encoder: PromptEncoder = self._derived["encoder"]
         return encoder
+
+    def encoder_of(self, texts: Sequence[Text]) -> PromptEncoder:
+        """A prompt encoder of other texts."""
+        length, memory = self.context.shape[-2], self.backbone.text_memory
+        return PromptEncoder(self.backbone, texts, length, position=self.config.position, memory=memory)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .backbone import FrozenClip
+from .backbone_tokens import Text
 from .errors import BackboneError
 from .packed_text import Layout
 
@@ -57,7 +58,7 @@ class PromptLayout:
 
     Args:
         backbone: whose tokenizer is used and on whose device the plans live.
-        texts: one text for each class.
+        texts: one text for each class, or its token ids.
         length: number of context tokens, M.
         position: "end", "middle" or "front".
         opening: the words before the class text; their first M tokens make room for the context.
@@ -67,7 +68,7 @@ class PromptLayout:
     """
 
     def __init__(
-        self, backbone: FrozenClip, texts: Sequence[str], length: int, position: str, opening: str
+        self, backbone: FrozenClip, texts: Sequence[Text], length: int, position: str, opening: str
     ) -> None:
         self.backbone = backbone
         self.length = length
@@ -79,13 +80,16 @@ class PromptLayout:
                 "length."
             )
         tower, limit = backbone.text, backbone.spec.context_length
-        causal = tower is not None and tower.mask is not None
         self.sequences: list[list[int]] = []
         self.names: list[int] = []
         for text in texts:
-            words = text.replace("_", " ")
-            row = backbone.tokenizer.sequence(f"{opening} {words}.".strip())
-            if tower is not None and causal:
+            words = text.replace("_", " ") if isinstance(text, str) else text
+            if isinstance(words, str):
+                row = backbone.tokenizer.sequence(f"{opening} {words}.".strip())
+            else:
+                *head, end = backbone.tokenizer.sequence(opening)
+                row = [*head, *words, *backbone.token_ids("."), end]
+            if tower is not None and tower.cuttable:
                 row = row[: tower.end(row) + 1]
             if len(row) > limit:
                 raise BackboneError(

@@ -1,8 +1,8 @@
 """Text features of prompts with learnable context, exact and without redundant work.
 
 `PromptEncoder` turns class texts and a context (token embeddings that an adapter owns) into text features.
-Where the tower is causal only the tokens that matter are computed (see `packed_text`); a tower that reads in
-both directions takes whole padded prompts.
+Where the tower is causal and read at the end of the text only the tokens that matter are computed (see
+`packed_text`); one that reads in both directions, or at the end of the padding, takes whole padded prompts.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .backbone import FrozenClip
 from .backbone_spec import BackboneSpec
+from .backbone_tokens import Text
 from .blocks import attention_problem
 from .errors import BackboneError, LimpetError
 from .packed_text import encode
@@ -28,13 +29,23 @@ def support(spec: BackboneSpec) -> str | None:
     """Say in a sentence why a text tower takes no learned prompts, or None; needs no weights."""
     if spec.multimodal:
         return (
-            f"{spec.name} is a CoCa model, whose text feature is read from a token behind the padding; "
+            f"The text feature of {spec.name} is read from a token of its own behind the padding, as in CoCa models; "
             "prompt learning needs a CLIP text tower."
         )
     if spec.text_tower != "transformer":
         return (
             f"The text tower of {spec.name} is a Hugging Face model; prompt learning needs one of "
             "open_clip's own text transformers."
+        )
+    if spec.causal_text and spec.text_pool == "first":
+        return (
+            f"The text tower of {spec.name} reads its feature from the first token, which sees none of the others: "
+            "no prompt would change it."
+        )
+    if spec.text_pool == "none":
+        return (
+            f"The text tower of {spec.name} gives a feature for each token and none for the whole text, so there is "
+            "nothing to compare an image with."
         )
     return None
 
@@ -81,7 +92,8 @@ class PromptEncoder:
 
     Attributes:
         tokens: token rows computed by one call with a shared context (of one image, for per-image contexts).
-        packed: whether the exact short way is taken; False for towers that read in both directions.
+        packed: whether the exact short way is taken; False for towers that read in both directions or
+            behind the text, and for attention other than CLIP's.
 
     Raises:
         BackboneError: a text tower without prompts (CoCa, Hugging Face), or prompts longer than the tower
@@ -91,7 +103,7 @@ class PromptEncoder:
     def __init__(
         self,
         backbone: FrozenClip,
-        texts: Sequence[str],
+        texts: Sequence[Text],
         context_length: int,
         position: str = "end",
         *,
@@ -120,7 +132,7 @@ class PromptEncoder:
         self.context_length = context_length
         self.position = position
         self.memory = memory
-        self.packed = tower.mask is not None and not any(map(attention_problem, tower.blocks))
+        self.packed = tower.cuttable and not any(map(attention_problem, tower.blocks))
         opening = phrase or " ".join([*["X"] * context_length, *([fixed_text] if fixed_text else [])])
         self._layout = PromptLayout(backbone, self.texts, context_length, position, opening)
 
@@ -194,17 +206,18 @@ class PromptEncoder:
                 beginning = torch.cat([start, common])[None]
                 held = context[0][chunk.owners, chunk.slots]
             else:
-                parts = (start.expand(len(context), -1, -1), context[:, : plan.shared])
-                beginning = torch.cat([*parts, common.expand(len(context), -1, -1)], 1)
+                size = context.shape[0]  # not len(): an export keeps the number of images open
+                parts = (start.expand(size, -1, -1), context[:, : plan.shared])
+                beginning = torch.cat([*parts, common.expand(size, -1, -1)], 1)
                 held = context[:, chunk.slots]
             rests = self.backbone.embed_tokens(chunk.ids)
             if len(chunk.rows):
-                rests = rests if held.ndim == 2 else rests.expand(len(context), -1, -1)
+                rests = rests if held.ndim == 2 else rests.expand(context.shape[0], -1, -1)
                 rests = rests.index_copy(-2, chunk.rows, held)
             return encode(tower, chunk.layout, beginning, rests, deep)
 
         images = None  # how many per-image contexts one pass takes
-        if self.memory is not None and not class_specific:
+        if self.memory is not None and not class_specific and not torch.compiler.is_compiling():
             images = max(1, self.memory // max(chunk.layout.tokens for chunk in plan.chunks))
         parts = [
             torch.cat(
@@ -255,9 +268,9 @@ def _split(
     groups: Tensor, deep: tuple[Tensor, ...], size: int | None
 ) -> list[tuple[Tensor, tuple[Tensor, ...], int]]:
     """Cut per-image contexts (and deep prompts that are per image) into parts of `size` images."""
-    count = len(groups)
-    if size is None or size >= count:
+    if size is None or size >= len(groups):
         return [(groups, deep, 1)]
+    count = len(groups)
     starts = range(0, count, size)
     return [
         (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import LimpetError, exhausted
+from .image_sources import ZipMember, open_image
 from .inference import load_adapter
 
 if TYPE_CHECKING:
@@ -30,15 +30,15 @@ class Ranked:
     Attributes:
         path: the image's path as given; its position for an image given as an object.
         rank: 1 for the greatest score; 0 where the image could not be read.
-        score: the score; only the order of scores means something.
-        estimate: the score in the units of the training values; None where the method has none.
+        score: the score, in the units of the training values where `in_units`; else only its order means something.
+        in_units: whether the score is in the units of the values of the instruction's category.
         error: why the image could not be read; None where it could.
     """
 
     path: str
     rank: int
     score: float
-    estimate: float | None = None
+    in_units: bool = False
     error: str | None = None
 
 
@@ -108,7 +108,8 @@ class Ranker:
         if needs == "features":
             batch["feature"] = self.backbone.encode_image(images, normalize=False)
         elif needs == "patches":
-            batch["tokens"] = image_token_features(self.backbone, images)
+            block = self.adapter.token_block(self.adapter.config, self.backbone.spec)
+            batch["tokens"] = image_token_features(self.backbone, images, block)
         else:
             batch["image"] = images
         rows = [self.adapter.scores({**batch, "instruction": [text] * count}) for text in instructions]
@@ -143,32 +144,29 @@ class Ranker:
             if progress is not None:
                 progress.advance(len(batch))
         scores = torch.cat(columns, 1) if columns else torch.zeros(len(instructions), 0)
-        return [self._ordered(names, errors, row) for row in scores]
+        return [self._ordered(names, errors, row, text) for row, text in zip(scores, instructions, strict=True)]
 
-    def _ordered(self, names: Sequence[str], errors: Sequence[str | None], scores: Tensor) -> list[Ranked]:
-        estimates = self.adapter.units(scores) if self.adapter.in_units else None
+    def _ordered(
+        self, names: Sequence[str], errors: Sequence[str | None], scores: Tensor, instruction: str
+    ) -> list[Ranked]:
+        scaled, known = self.adapter.units(scores, torch.full((len(scores),), self.adapter.row_of(instruction)))
         readable = [name for name, error in zip(names, errors, strict=True) if error is None]
-        found = []
-        for rank, n in enumerate(torch.argsort(scores, descending=True, stable=True).tolist(), start=1):
-            estimate = None if estimates is None else float(estimates[n])
-            found.append(Ranked(readable[n], rank, float(scores[n]), estimate))
+        order = torch.argsort(scores, descending=True, stable=True).tolist()
+        found = [Ranked(readable[n], rank, float(scaled[n]), bool(known[n])) for rank, n in enumerate(order, start=1)]
         broken = [(name, error) for name, error in zip(names, errors, strict=True) if error is not None]
-        return found + [Ranked(name, 0, 0.0, None, error) for name, error in broken]
+        return found + [Ranked(name, 0, 0.0, error=error) for name, error in broken]
 
     def _decoded(self, images: Iterable[Any], batch_size: int, threads: int) -> Iterator[list[tuple[str, Tensor | str]]]:
         numbered = iter(enumerate(images))
         with ThreadPoolExecutor(max(1, threads)) as pool:
             while chunk := list(islice(numbered, batch_size)):
-                names = [str(source) if isinstance(source, str | Path) else str(n) for n, source in chunk]
+                names = [str(source) if isinstance(source, str | Path | ZipMember) else str(n) for n, source in chunk]
                 yield list(zip(names, pool.map(self._decode, [source for _, source in chunk]), strict=True))
 
     def _decode(self, source: Any) -> Tensor | str:
         """The preprocessed image (3, H, W), or a sentence where it cannot be read."""
         try:
-            image = source
-            if isinstance(source, str | Path):
-                image = importlib.import_module(".datamodules.images", __package__).read_image(Path(source))
-            prepared: Tensor = self.transform(image.convert("RGB"))
+            prepared: Tensor = self.transform(open_image(source))
             return prepared
         except (OSError, ValueError, SyntaxError, MemoryError, EOFError) as error:
             if exhausted(error):  # says nothing about the image

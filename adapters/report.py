@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import csv_files, files
+from . import continual_report, csv_files, files
 from .compare import harmonic_mean, read_metrics
 from .compare_plots import environment
+from .report_extras import extras
+from .report_parts import Picture, is_right, learning_curves, reliability, surest
 
 Row = dict[str, str]
 SPACES = {
@@ -34,6 +36,7 @@ def write_report(
     run_dir: str | Path,
     metrics: Mapping[str, Any] | None = None,
     thumbnail: Callable[[str], Any] | None = None,
+    pictures: Sequence[Picture] = (),
 ) -> Path:
     """Write `report.html` into a run's folder and return its path.
 
@@ -43,18 +46,22 @@ def write_report(
         metrics: The metrics, for a run whose metrics.json is not written yet.
         thumbnail: Gives the PIL image for a path of predictions.csv, or None; by default the file is looked for
             as it is named and below the recipe's `data.root`.
+        pictures: What a task shows of its own, behind the learning curve.
 
     Raises:
         RunError: If the run is not finished or a file is damaged.
     """
     folder = Path(run_dir)
-    text = render(folder, metrics, thumbnail)
+    text = render(folder, metrics, thumbnail, pictures)
     files.write_bytes(folder / "report.html", text.encode("utf-8", "replace"))
     return folder / "report.html"
 
 
 def render(
-    folder: Path, metrics: Mapping[str, Any] | None = None, thumbnail: Callable[[str], Any] | None = None
+    folder: Path,
+    metrics: Mapping[str, Any] | None = None,
+    thumbnail: Callable[[str], Any] | None = None,
+    pictures: Sequence[Picture] = (),
 ) -> str:
     """Return the page of a run; see `write_report`."""
     metrics = metrics if metrics is not None else read_metrics(folder)
@@ -67,7 +74,7 @@ def render(
     space = next((s for s in ("all", "joint", "base", "new") if s in have), "all")
     shown = [row for row in predictions if row["space"] == space]
     texts = {row["class"]: row["text"] or row["class"] for row in classes}
-    wrong = sorted((row for row in shown if not _is_right(row)), key=lambda row: -_number(row["probability"]))
+    wrong = sorted((row for row in shown if not is_right(row)), key=lambda row: -_number(row["probability"]))
     find = thumbnail or _finder(source)
     return str(
         environment()
@@ -75,18 +82,24 @@ def render(
         .render(
             metrics=metrics,
             facts=_facts(metrics),
-            headline=_headline(metrics, wrong, shown),
+            headline=continual_report.headline(metrics) or _headline(metrics, wrong, shown),
             columns=_columns(metrics),
             table=_table(metrics),
+            extras=extras(metrics),
             space=SPACES.get(space, (space, "")),
             groups=_bars(classes, metrics),
             matrix=_matrix(shown, texts),
             pairs=_pairs(wrong, texts),
-            reliability=_reliability(shown),
+            curves=learning_curves(folder),
+            pictures=pictures,
+            reliability=reliability(shown),
+            calibrated=reliability(shown, "calibrated"),
+            surest=surest(shown),
             mistakes=[_mistake(row, texts, find) for row in wrong[:_MISTAKES]],
             wrong=len(wrong),
             images=len(shown),
             recipe=source,
+            continual=continual_report.block(metrics),
         )
     )
 
@@ -94,12 +107,15 @@ def render(
 def _facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     names = {
         "recipe": "Recipe", "method": "Method", "backbone": "Backbone", "protocol": "Protocol", "seed": "Seed",
-        "shots": "Training images per class", "trainable_parameters": "Trained numbers", "split_hash": "Split",
+        "shots": "Training images per class",
+        "temperature": "Temperature (fitted on validation images)", "trainable_parameters": "Trained numbers", "split_hash": "Split",
         "fingerprint": "Backbone fingerprint", "limpet": "Limpet",
     }  # fmt: skip
     facts = []
     for key, name in names.items():
-        value = metrics.get(key)
+        value = metrics.get(key) if key != "temperature" else (metrics.get("calibration") or {}).get(key)
+        if isinstance(value, float):
+            value = f"{value:.3g}"
         if value is not None:
             text = f"{value:,}" if isinstance(value, int) and key == "trainable_parameters" else str(value)
             facts.append((name, text[:16] + "..." if len(text) == 64 else text))
@@ -153,8 +169,10 @@ def _table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     zero = metrics.get("zero_shot") or {}
     for space, values in metrics["results"].items():
+        controls = [(name.replace("_", " "), c.get(space)) for name, c in (metrics.get("controls") or {}).items()]
         for who, numbers in (
             (metrics.get("method", "this run"), values),
+            *controls,
             ("without training", zero.get(space)),
         ):
             if numbers and not (who == "without training" and metrics.get("method") == "zero_shot"):
@@ -165,7 +183,7 @@ def _table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
                 rows.append({
                     "space": _title(space), "who": who, "cells": cells,
                     "images": numbers.get("images", ""), "classes": numbers.get("classes", ""),
-                    "own": who != "without training",
+                    "own": numbers is values,
                 })  # fmt: skip
     return rows
 
@@ -229,22 +247,6 @@ def _pairs(wrong: Sequence[Row], texts: Mapping[str, str]) -> list[tuple[str, st
     return [(texts.get(a, a), texts.get(b, b), number) for (a, b), number in best]
 
 
-def _reliability(rows: Sequence[Row], bins: int = 10) -> list[dict[str, float]]:
-    """Mean confidence, share right and number of images in equal bins of confidence."""
-    sums = [[0.0, 0.0, 0.0] for _ in range(bins)]
-    for row in rows:
-        probability = _number(row["probability"])
-        place = sums[min(int(probability * bins), bins - 1)]
-        place[0] += 1
-        place[1] += probability
-        place[2] += _is_right(row)
-    return [
-        {"images": int(n), "confidence": p / n, "accuracy": r / n, "size": (n / len(rows)) ** 0.5}
-        for n, p, r in sums
-        if n
-    ]
-
-
 def _mistake(row: Row, texts: Mapping[str, str], find: Callable[[str], Any]) -> dict[str, Any]:
     return {
         "path": row["path"],
@@ -290,10 +292,6 @@ def _finder(recipe: str) -> Callable[[str], Any]:
         return None
 
     return find
-
-
-def _is_right(row: Row) -> bool:
-    return row["correct"].strip().lower() in {"1", "true", "yes"}
 
 
 def _number(text: str) -> float:

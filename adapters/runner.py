@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from . import __version__, artifact, files, show
+from . import __version__, artifact, files, more_measures, show
 from .callbacks.base_to_new import Spaces, label_spaces, measure
 from .callbacks.checkpoint import KeepBest, ResumeCheckpoint
 from .callbacks.cross_dataset import OTHER, Target, measure_targets
@@ -27,17 +26,20 @@ from .callbacks.provenance import environment
 from .callbacks.shift import SHIFT
 from .errors import LimpetError, RecipeError, RunError
 from .features import CachedFeatures
+from .images_with_features import ImagesWithFeatures
 from .interpolation import post_step
+from .loggers import log_results, named, open_loggers
 from .module import AdaptationModule
 from .ranks import LateLoader, leave_group, rank, shared_run_dir
 from .recipe import Recipe
 from .runs import new_run_dir
-from .session import Session, prepare, seed_everything
+from .session import Session, prepare, seed_everything, training_precision
 from .tasks import task_of
 from .transfer import facts, ready
 
 if TYPE_CHECKING:
     from .adapter import Adapter, Batch
+    from .continual import Regulariser, Task
 
 CHECKPOINT = "last.ckpt"
 
@@ -50,6 +52,7 @@ def user_errors() -> tuple[type[Exception], ...]:
 
 def check(recipe: Recipe) -> None:
     """Everything up to the first step, then the plan and the memory it takes on the screen."""
+    named(recipe)
     session = prepare(recipe)
     show.plan(session)
     show.checked(session)
@@ -62,7 +65,8 @@ def fit(recipe: Recipe, run_dir: Path | None = None) -> Path:
         recipe: one cell (no grid).
         run_dir: folder to use; None takes the next free number below `run.dir`/recipe name.
     """
-    session = prepare(recipe)
+    named(recipe)
+    session = prepare(recipe)  # from here on `init_from` names one version
     given = run_dir
     run_dir = shared_run_dir(lambda: given or new_run_dir(recipe.run.name or recipe.name, Path(recipe.run.dir)))
     if rank() == 0:
@@ -78,7 +82,7 @@ def resume(run_dir: Path) -> Path:
     session = prepare(Recipe.from_run(run_dir))
     recorded = run_dir / "split.json"
     if recorded.exists():
-        before, now = json.loads(recorded.read_text(encoding="utf-8"))["hash"], session.data.manifest()["hash"]
+        before, now = json.loads(recorded.read_text(encoding="utf-8"))["hash"], manifest_of(session)["hash"]
         if before != now:
             raise RunError(
                 f"The data changed since {run_dir} was started (split {before[:12]} then, {now[:12]} now): "
@@ -89,8 +93,12 @@ def resume(run_dir: Path) -> Path:
 
 def execute(session: Session, run_dir: Path) -> Path:
     """Train, evaluate and write everything; metrics.json comes last and marks the run as finished."""
+    if session.plan is not None:
+        runs_stream: Callable[[Session, Path], Path] = importlib.import_module(".stream_runner", __package__).execute
+        return runs_stream(session, run_dir)
     started = time.monotonic()
     recipe = session.recipe
+    session.loggers = open_loggers(recipe, run_dir)
     env = environment()
     manifest = session.data.manifest()
     if rank() > 0:  # a further device: it only helps to train
@@ -105,28 +113,58 @@ def execute(session: Session, run_dir: Path) -> Path:
     seconds["fit"] = time.monotonic() - started - sum(seconds.values())
     spaces = measure(session.adapter, data, label_spaces(session.classes, recipe.protocol))
     task = task_of(session.adapter)
-    reference = task.reference(session.backbone, session.classes)
+    reference = session.adapter.reference() or task.reference(session.backbone, session.classes)
     plain = frozen(session, data) if reference.task == "classification" else with_features(session, reference)
     zero_shot = measure(reference, plain, label_spaces(session.classes, recipe.protocol))
     targets = ready(session.targets, session.backbone, session.needs == "features", recipe.seed)
     spaces.add(measure_targets(session.adapter, targets))
+    calibration = calibrate(session, data, spaces)
     zero_shot.add(measure_targets(reference, targets))
     seconds["evaluate"] = time.monotonic() - started - sum(seconds.values())
     metrics = metrics_of(session, data, manifest, spaces, zero_shot)
     if targets:
         metrics |= transfer_metrics(targets, spaces, zero_shot)
+    metrics |= more_measures.measure_more(session.adapter, data, session.data, session.classes, recipe)
+    if calibration:
+        metrics["calibration"] = calibration["metrics"]
     augment = dataclasses.asdict(recipe.data.augment)
     record = {"metrics": metrics, "split_hash": manifest["hash"], "recipe": recipe.name, "seed": recipe.seed, "augment": augment}
+    if calibration:
+        record["calibration"] = calibration["calibration"]
     artifact.save(session.adapter, run_dir, record)
     files.write_csv(run_dir / "per_class.csv", task.class_rows(spaces, zero_shot))
+    if hasattr(task, "write_pictures"):
+        task.write_pictures(run_dir, spaces, thumbnails(session))
     files.write_csv(run_dir / "predictions.csv", [{"space": s, **row} for s, o in spaces.outcomes.items() for row in o.predictions()])
+    more_measures.write(metrics, run_dir)
     env["seconds"] = {k: round(v, 3) for k, v in seconds.items()}
     files.write_json(run_dir / "env.json", env)
     files.write_json(run_dir / "metrics.json.part", metrics)
     task.write_report(run_dir, metrics, thumbnails(session))
     (run_dir / "metrics.json.part").replace(run_dir / "metrics.json")
+    more_measures.show(metrics, show.console)
+    log_results(session.loggers, metrics)
     task.show_results(session, metrics, run_dir)
     return run_dir
+
+
+def calibrate(session: Session, data: Any, spaces: Spaces) -> dict[str, Any]:
+    """What the task fits on the validation images to make probabilities honest; nothing for tasks without probabilities."""
+    task = task_of(session.adapter)
+    if not hasattr(task, "calibrated"):
+        return {}
+    held_out = data.restrict(session.training_classes.names).val_dataloader()
+    found: dict[str, Any] = task.calibrated(session.adapter, held_out, spaces)
+    return found
+
+
+def manifest_of(session: Session) -> dict[str, Any]:
+    """What was drawn and, of a stream, how it is cut into sessions; the hash is about both."""
+    manifest: dict[str, Any] = session.data.manifest()
+    if session.plan is not None:
+        stream = session.plan.stream.manifest()
+        manifest |= {"stream": stream, "hash": stream["hash"]}
+    return manifest
 
 
 def thumbnails(session: Session) -> Callable[[str], Any]:
@@ -147,8 +185,9 @@ def with_features(session: Session, adapter: Adapter | None = None) -> Any:
     if needs == "images":
         return session.data
     recipe, layer = session.recipe, "tokens" if needs == "patches" else "output"
-    views = recipe.data.augment.views
-    return CachedFeatures(session.data, session.backbone, recipe.data.augment, recipe.seed, views=views, layer=layer)
+    block = adapter.token_block(adapter.config, session.backbone.spec)
+    views, augment = recipe.data.augment.views, recipe.data.augment
+    return CachedFeatures(session.data, session.backbone, augment, recipe.seed, views=views, layer=layer, block=block)
 
 
 def frozen(session: Session, data: Any) -> Any:
@@ -164,13 +203,26 @@ def fresh_augmentation(session: Session) -> bool:
     return bool(augment.preset != "none" and augment.views == 0)
 
 
-def train(session: Session, data: Any, run_dir: Path) -> None:
-    """Closed form, gradient training, selection."""
+def train(
+    session: Session, data: Any, run_dir: Path, regulariser: Regulariser | None = None, task: Task | None = None, first: bool = True
+) -> None:
+    """Closed form, gradient training, selection.
+
+    Args:
+        session: the run, or one session of a stream.
+        data: its data, as `with_features` gives them.
+        run_dir: where checkpoints go.
+        regulariser: what is done against forgetting, with `task`; None: nothing.
+        task: what the regulariser may know.
+        first: False where the adapter has been fitted before, and has taken in further classes.
+    """
     recipe, adapter = session.recipe, session.adapter
     training = data.restrict(session.training_classes.names)
     features = session.needs != "images"
     seed_everything(recipe.seed)
-    if features:
+    if not first:
+        pass  # done when the classes were added
+    elif features:
         adapter.fit_closed_form(training.closed_form_batches("train", recipe.data.batch_size))
     else:
         adapter.fit_closed_form(training.train_dataloader())
@@ -179,12 +231,34 @@ def train(session: Session, data: Any, run_dir: Path) -> None:
         adapter.notes.append("Chosen on the test images, as published: the figures are optimistic.")
         held_out = list(batches_on(training.test_dataloader(), session.backbone.device))
     if session.trainable and recipe.trainer.epochs > 0 and recipe.trainer.max_steps != 0:
-        images = session.data.restrict(session.training_classes.names)
-        source = images if fresh_augmentation(session) else training
-        gradient_training(session, LateLoader(source.train_dataloader), held_out, run_dir)
+        if regulariser is not None and task is not None:
+            adapter.train()
+            regulariser.start(adapter, task)
+        gradient_training(session, LateLoader(training_batches(session, training)), held_out, run_dir, regulariser)
     adapter.eval()
-    adapter.select(held_out)
+    if first or adapter.selects_again:
+        adapter.select(held_out)
     post_step(adapter, held_out)
+
+
+def training_batches(session: Session, training: Any) -> Callable[[], Any]:
+    """What makes the batches of gradient training.
+
+    Args:
+        session: the run.
+        training: its training classes' data, as `with_features` gives them.
+    """
+    images = session.data.restrict(session.training_classes.names)
+    if fresh_augmentation(session):
+        make: Callable[[], Any] = images.train_dataloader
+        return make
+    adapter, recipe = session.adapter, session.recipe
+    if session.needs == "images" and adapter.reads_features_too(adapter.config, session.backbone.spec):
+        augment = recipe.data.augment
+        features = CachedFeatures(images, session.backbone, augment, recipe.seed, views=augment.views)
+        return lambda: ImagesWithFeatures(images.train_dataloader(), features)
+    make = training.train_dataloader
+    return make
 
 
 def batches_on(loader: Iterable[Batch], device: torch.device) -> Iterable[Batch]:
@@ -193,10 +267,12 @@ def batches_on(loader: Iterable[Batch], device: torch.device) -> Iterable[Batch]
         yield {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
 
 
-def gradient_training(session: Session, loader: Any, held_out: Sequence[Batch], run_dir: Path) -> None:
+def gradient_training(
+    session: Session, loader: Any, held_out: Sequence[Batch], run_dir: Path, regulariser: Regulariser | None = None
+) -> None:
     """Train with Lightning, from the checkpoint of an interrupted run where there is one."""
     recipe = session.recipe
-    module = AdaptationModule(session.adapter, recipe.optim, recipe.seed)
+    module = AdaptationModule(session.adapter, recipe.optim, recipe.seed, regulariser)
     best = KeepBest(held_out) if recipe.evaluate.select != "last" and held_out else None
     checkpoint = ResumeCheckpoint(run_dir / CHECKPOINT, every=max(1, recipe.trainer.epochs // 50))
     callbacks: list[Any] = [TrainingProgress(show.console), *([best] if best else []), checkpoint]
@@ -211,10 +287,10 @@ def gradient_training(session: Session, loader: Any, held_out: Sequence[Batch], 
             accelerator=recipe.trainer.accelerator,
             devices=recipe.trainer.devices,
             strategy=recipe.trainer.strategy,
-            precision=recipe.trainer.precision,
+            precision=training_precision(recipe),
             gradient_clip_val=recipe.trainer.gradient_clip,
             log_every_n_steps=recipe.trainer.log_every,
-            logger=loggers(recipe, run_dir),
+            logger=session.loggers or open_loggers(recipe, run_dir),  # a session of a stream has a log of its own
             callbacks=callbacks,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -230,6 +306,8 @@ def gradient_training(session: Session, loader: Any, held_out: Sequence[Batch], 
     session.adapter.to(session.backbone.device)  # Lightning takes the module back to the CPU
     if best:
         best.restore(module)
+    elif regulariser is not None:
+        regulariser.finish(session.adapter)
 
 
 def make_trainer(recipe: Recipe, **settings: Any) -> lightning.Trainer:
@@ -247,19 +325,6 @@ def make_trainer(recipe: Recipe, **settings: Any) -> lightning.Trainer:
             f"trainer.strategy={section.strategy}, trainer.precision={section.precision}: "
             f"{' '.join(str(error).split()).partition('. ')[0].rstrip('.')}."
         ) from error
-
-
-def loggers(recipe: Recipe, run_dir: Path) -> list[Any]:
-    """The loggers of `trainer.loggers`; they write into the run folder's log/.
-
-    Raises:
-        RecipeError: a logger's package is not installed.
-    """
-    kinds: dict[str, Any] = {"csv": CSVLogger, "tensorboard": TensorBoardLogger}
-    try:
-        return [kinds[word](run_dir, name=None, version="log") for word in recipe.trainer.loggers]
-    except ModuleNotFoundError:
-        raise RecipeError("trainer.loggers names tensorboard, which is not installed: pip install tensorboard") from None
 
 
 def metrics_of(session: Session, data: Any, manifest: dict[str, Any], spaces: Spaces, zero_shot: Spaces) -> dict[str, Any]:

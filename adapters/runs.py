@@ -52,6 +52,11 @@ def is_run(path: Path) -> bool:
     return (path / RECIPE).is_file()
 
 
+def is_adapter(path: Path) -> bool:
+    """True for the folder of an adapter by itself: adapter/vN of a run, or an exported one."""
+    return (path / "adapter.json").is_file()
+
+
 def is_finished(path: Path) -> bool:
     """True once the metrics are there: they are written last."""
     return (path / METRICS).is_file()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +15,21 @@ from .backbone import FrozenClip, describe
 from .backbone_spec import BackboneSpec
 from .classes import ClassSet
 from .errors import RecipeError, nearest
+from .precision import bf16_problem
 from .sections import PROTOCOLS
+from .streams import (
+    Plan,
+    check_method,
+    check_recipe,
+    continued,
+    is_continual,
+    known_classes,
+    make_plan,
+    pinned,
+    regulariser_of,
+)
 from .transfer import load_targets
+from .wordings import check as check_wordings
 
 if TYPE_CHECKING:
     from .callbacks.cross_dataset import Target
@@ -36,6 +49,9 @@ class Session:
         adapter: the adapter, set up for `training_classes`, untrained.
         notes: sentences about the data and the classes, for the plan and the results.
         targets: further data to be measured on after training.
+        loggers: Lightning loggers of the training; the first is the run's own CSV log.
+        plan: the sessions of a stream; None where all data come at once.
+        regulariser: what is done against forgetting in them.
     """
 
     recipe: Recipe
@@ -46,6 +62,9 @@ class Session:
     adapter: Adapter
     notes: list[str] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
+    loggers: list[Any] = field(default_factory=list)
+    plan: Plan | None = None
+    regulariser: Any = None
 
     @property
     def needs(self) -> str:
@@ -92,32 +111,85 @@ def prepare(recipe: Recipe) -> Session:
     if reason:
         raise RecipeError(reason)
     check_device(recipe)
+    check_recipe(recipe)
+    start = pinned(recipe)
     seed_everything(recipe.seed)
     data = load_data(recipe)
     check_task(method, data)
+    check_labels(method, config, spec, data)
+    if recipe.protocol == "base_to_new" and method.task == "anomaly":
+        raise RecipeError(
+            "protocol base_to_new compares accuracies on trained and on new classes; anomaly scores have none, and nothing is "
+            "trained. Use protocol=all."
+        )
     classes = choose_classes(recipe, data)
     if tuple(data.class_names) != classes.names:
         data = data.restrict(classes.names)
     data.evaluation_batch = recipe.evaluate.batch_size
     training = classes.base() if recipe.protocol == "base_to_new" else classes
-    check_samples(method, config, spec, data, training)
+    plan = None
+    if is_continual(recipe):
+        plan = make_plan(recipe, data, classes, known_classes(start))
+        data = plan.stream.sessions[0].data if recipe.stream.by == "tasks" else data
+        classes, training = plan.seen(len(plan) - 1), plan.own(0)
+        check_method(method, config, spec)
+        for part in plan.stream.sessions:
+            check_samples(method, config, spec, part.data, plan.union)
+    else:
+        check_samples(method, config, spec, data, training)
     if recipe.protocol == "base_to_new":
         check_new(data, classes)
     targets = load_targets(recipe, training)
     if targets and method.task != "classification":
         raise RecipeError("evaluate.other and evaluate.shift are for methods that classify images; remove them.")
+    about_words = check_wordings(recipe.evaluate.wordings, classes, method.task)
+    if recipe.evaluate.task is not None:
+        check_retrieval(recipe, method, data)
     backbone = load_backbone(recipe, spec)
     seed_everything(recipe.seed)
-    adapter = method(config).setup(backbone, training)
+    adapter = continued(start, recipe, method, backbone) if start else method(config).setup(backbone, training)
+    suit(data, adapter)
+    for target in targets:
+        suit(target.data, adapter)
     set_transforms(data, backbone, recipe.data.augment)
-    session = Session(recipe, data, classes, training, backbone, adapter, targets=targets)
+    session = Session(recipe, data, classes, training, backbone, adapter, targets=targets, plan=plan)
+    if plan is not None:
+        session.regulariser = regulariser_of(recipe, adapter)
+        for part in plan.stream.sessions:
+            suit(part.data, adapter)
+            set_transforms(part.data, backbone, part.data.config.augment)
+            part.data.evaluation_batch = recipe.evaluate.batch_size
     check_texts(session)
     notes = [target.note for target in targets if target.note]
     kind = "instructions" if adapter.task == "ordering" else "class names"
-    session.notes = [*data.report, *unseen_names(backbone, classes, kind), *notes]
+    cut = plan.stream.report if plan is not None else []
+    about = [*unseen_names(backbone, classes, kind), *about_words, *precision_notes(recipe)]
+    session.notes = [*data.report, *cut, *about, *notes]
     if len(classes) == 1 and adapter.task == "classification":
         session.notes.append(f"'{classes.names[0]}' is the only class: every answer is right, whatever is learned.")
     return session
+
+
+def check_retrieval(recipe: Recipe, method: type[Adapter], data: Any) -> None:
+    """Refuse retrieval with a method of another task, or without the training images or captions it is to use."""
+    section = recipe.evaluate.retrieval
+    if method.task != "classification":
+        raise RecipeError(
+            f"evaluate.task=retrieval compares images and texts in one space, and '{method.__name__}' is a method of "
+            f"{method.task}. Remove it."
+        )
+    if section.by == "labels" and (section.whitening or section.gallery == "train") and len(data.samples["train"]) < 2:
+        raise RecipeError(
+            "evaluate.retrieval uses training images (whitening, or gallery: train), and there are none. Give some, or set "
+            "evaluate.retrieval.whitening=false."
+        )
+
+
+def suit(data: Any, adapter: Adapter) -> None:
+    """Let data give what the adapter asks for beside images, and bring images to size as it needs them."""
+    data.ask_for(adapter.batch_keys(adapter.config, adapter.backbone.spec))
+    if adapter.resize_mode is not None:
+        data.resize_mode = adapter.resize_mode
 
 
 def set_transforms(data: Any, backbone: FrozenClip, augment: Any = None) -> None:
@@ -135,10 +207,28 @@ def check_task(method: type[Adapter], data: Any) -> None:
             f"'{method.__name__}' orders images by a value, and data.name={data.config.name} gives none. "
             "Use data=ordering with a table that has a column of values, or data=reef_ordering."
         )
+    for task, key, what, where in (
+        ("referring", "candidates", "chooses among boxes", "boxes x0, y0, x1, y1 (and captions), or data=reef_scenes"),
+        ("anomaly", "anomalous", "scores anomalies", "a column anomaly or mask, or data=reef_defects"),
+    ):
+        if method.task == task and key not in data.offers:
+            raise RecipeError(
+                f"'{method.__name__}' {what}, and data.name={data.config.name} gives none. Use data=table with {where}."
+            )
     if method.task == "classification" and has_values:
         raise RecipeError(
             f"'{method.__name__}' classifies images, and data.name={data.config.name} gives values to order them by. "
             "Use method=ranking, ranknet or prompt_pair, or data=table for classes."
+        )
+
+
+def check_labels(method: type[Adapter], config: Any, spec: BackboneSpec, data: Any) -> None:
+    """Refuse training on labels with data whose training batches have captions in their place."""
+    unlabelled = getattr(data, "unlabelled_training", False)
+    if unlabelled and method.trainable(config, spec) and "label" in method.batch_keys(config, spec):
+        raise RecipeError(
+            f"'{method.variant(config)}' is trained on class labels, and data.name={data.config.name} gives captions to train "
+            "on. Use method=contrastive, or data with classes."
         )
 
 
@@ -178,12 +268,14 @@ def check_samples(
 ) -> None:
     """Refuse data with nothing to test on, or nothing to fit a method that learns from images."""
     learns = method.trainable(config, spec) or method.fit_closed_form is not Adapter.fit_closed_form
-    where = getattr(data.config, "root", None) or data.config.name
+    where = getattr(data.config, "table", None) or getattr(data.config, "root", None) or data.config.name
     trained = {data.class_names[sample.label] for sample in data.samples["train"]} & set(training.names)
     if learns and not trained:
+        without = "prompt_pair" if method.task == "ordering" else "zero_shot"
+        given = sum(len(data.samples[split]) for split in ("val", "test"))
         raise RecipeError(
-            f"There are no training images in {where}, and '{method.variant(config)}' learns from some. "
-            "Give images of split train, or use method=zero_shot."
+            f"There are no training images in {where}, and '{method.variant(config)}' learns from some; {given} are there to "
+            f"validate and test. Give images of split train (a column, a folder, or more images), or use method={without}."
         )
     if not data.samples["test"]:
         raise RecipeError(f"There are no test images in {where}: nothing could be measured. Add some, or fewer data.shots.")
@@ -192,7 +284,8 @@ def check_samples(
 def load_data(recipe: Recipe) -> Any:
     """The data module of a recipe, set up."""
     module = importlib.import_module("limpet.datamodules")
-    data = module.load(recipe.data, recipe.seed)
+    tasks = recipe.stream.tasks if recipe.stream.by == "tasks" else {}
+    data = module.load(next(iter(tasks.values()), recipe.data), recipe.seed)
     data.setup()
     return data
 
@@ -218,6 +311,21 @@ def choose_classes(recipe: Recipe, data: Any) -> ClassSet:
     )
 
 
+def training_precision(recipe: Recipe) -> str:
+    """What Lightning is asked for: `trainer.precision`, or float32 where the CPU cannot do bfloat16."""
+    wanted = recipe.trainer.precision
+    bf16 = wanted == "bf16-mixed" and bf16_problem(device_of(recipe.trainer.accelerator), "trainer.precision")
+    return "32-true" if bf16 else wanted
+
+
+def precision_notes(recipe: Recipe) -> list[str]:
+    """Sentences where the recipe asks for bfloat16 and float32 is used."""
+    device = device_of(recipe.trainer.accelerator)
+    asked = {"backbone.precision": recipe.backbone.precision, "trainer.precision": recipe.trainer.precision}
+    notes = [bf16_problem(device, key) for key, word in asked.items() if word.startswith("bf16")]
+    return [note for note in notes if note]
+
+
 _loaded: dict[Any, FrozenClip] = {}
 
 
@@ -227,7 +335,10 @@ def load_backbone(recipe: Recipe, spec: BackboneSpec) -> FrozenClip:
     key = (spec.name, spec.pretrained, spec.activation, spec.precision, str(device))
     if key not in _loaded:
         _loaded.clear()  # one backbone in memory at a time
-        _loaded[key] = FrozenClip.load(recipe.backbone, device=device)
+        config = recipe.backbone
+        if config.precision == "bf16" and bf16_problem(device, "backbone.precision"):
+            config = replace(config, precision="fp32")  # said in the notes of the run
+        _loaded[key] = FrozenClip.load(config, device=device)
     _loaded[key].text_memory = recipe.backbone.text_memory
     return _loaded[key]
 

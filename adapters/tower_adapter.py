@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from . import interpolation
 from .adapter import Adapter, Batch, Needs
 from .block_memory import BlockMemory
+from .blocks import watched
 from .errors import nearest
 
 if TYPE_CHECKING:
     from .backbone import EditableClip
     from .backbone_spec import BackboneSpec
+    from .backbone_tokens import Text
 
 TOWERS: Mapping[str, tuple[str, ...]] = {"image": ("image",), "text": ("text",), "both": ("image", "text")}
 
@@ -30,12 +32,14 @@ class Config(interpolation.Interpolation):
         towers: "image", "text" or "both".
         layers: blocks of each tower (see `limpet.layers.choose`), or a table {image: ..., text: ...}.
         logit_scale: scale of the logits; None takes the backbone's own.
+        label_smoothing: share of the target that cross-entropy spreads evenly over all classes.
         activation_memory: MiB for image activations below the first trained block; an image seen again starts from there.
     """
 
     towers: str = "both"
     layers: Any = "all"
     logit_scale: float | None = None
+    label_smoothing: float = 0.0
     activation_memory: int = 0
 
 
@@ -43,6 +47,8 @@ def tower_problem(config: Config) -> str | None:
     """Why the common settings cannot be used, as a sentence, or None."""
     if config.towers not in TOWERS:
         return f"method.towers is '{config.towers}'.{nearest(config.towers, TOWERS)} It is one of {', '.join(TOWERS)}."
+    if not 0 <= config.label_smoothing < 1:
+        return f"method.label_smoothing is {config.label_smoothing}: it is a share, from 0 to below 1."
     if config.activation_memory < 0:
         return f"method.activation_memory is {config.activation_memory}: it is a number of MiB, 0 for none."
     return interpolation.problem(config)
@@ -128,13 +134,17 @@ class TowerAdapter(Adapter):
         if "image" not in self.towers(self.config):
             return super().encode_image(batch)
         clip, images = self.clip, batch["image"]
-        if self._first and self._memory.size:
+        if self._first and self._memory.size and not watched():
             features = self._memory.image_features(clip, images, self._first)
         else:
             features = clip.encode_image(images, normalize=False)
         return F.normalize(features.to(self.dtype), dim=-1)
 
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
+    def sharing(self) -> list[nn.Module]:
+        """The towers that the trained tensors sit in."""
+        return [self.clip.model]
+
+    def encode_text(self, texts: Sequence[Text]) -> Tensor:
         """Text features (N, D), unit norm, from the trained tower where there is one."""
         if "text" not in self.towers(self.config) or not texts:
             return super().encode_text(texts)
@@ -144,11 +154,24 @@ class TowerAdapter(Adapter):
         """Text classifier (C, D): computed once while the text tower is frozen, at every step while it is trained."""
         return self.prompt_weights() if "text" in self.towers(self.config) else self.zero_shot_weights()
 
-    def logits(self, batch: Batch) -> Tensor:
-        """Scores (B, C): the scale of the backbone, or `logit_scale` of the configuration, times cosine similarity."""
+    @property
+    def answer_scale(self) -> float:
+        """What cosines are multiplied by: the scale of the backbone, or `logit_scale` of the configuration."""
         fixed = self.config.logit_scale
-        scale = self.backbone.logit_scale if fixed is None else float(fixed)
-        return scale * self.encode_image(batch) @ self.class_weights().T
+        return self.backbone.logit_scale if fixed is None else float(fixed)
+
+    def logits_of(self, features: Tensor) -> Tensor:
+        """Scores (B, C): the scale times cosine similarity."""
+        return self.answer_scale * features @ self.class_weights().T
+
+    def linear_head(self) -> tuple[Tensor, Tensor, bool]:
+        """The class weights times the scale."""
+        weights = self.answer_scale * self.class_weights()
+        return weights, weights.new_zeros(len(weights)), True
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Cross-entropy over all classes, with label smoothing where asked for."""
+        return F.cross_entropy(self.logits(batch), batch["label"], label_smoothing=self.config.label_smoothing)
 
     def merged(self) -> dict[str, Tensor]:
         """Plain open_clip weights with their original names, what was trained included.
@@ -163,4 +186,4 @@ class TowerAdapter(Adapter):
 
     def merged_tensors(self) -> dict[str, Tensor]:
         """The tensors of `merged` that differ from the backbone's."""
-        return dict(self._clip.named_parameters())
+        return dict(self.trained.named_parameters())

@@ -34,6 +34,14 @@ class TextTower:
         dtype: torch.dtype = self.blocks[0].mlp.c_fc.weight.dtype
         return dtype
 
+    @property
+    def cuttable(self) -> bool:
+        """Whether nothing behind a prompt's end changes its feature: causal, and read at the end token.
+
+        A causal tower that reads its last position reads the padding, which sees the whole prompt.
+        """
+        return self.mask is not None and self.pool in ("argmax", "eos")
+
     def embed(self, ids: Tensor) -> Tensor:
         """Return token embeddings (..., W) of ids (...), without positions."""
         vectors: Tensor = self.embedding(ids)

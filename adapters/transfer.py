@@ -63,7 +63,8 @@ def ready(targets: Iterable[Target], backbone: FrozenClip, features: bool, seed:
     """Give the targets' images the backbone's transform and, for a method that reads only features, features."""
     result = []
     for target in targets:
-        target.data.set_transforms(backbone.transform(), backbone.transform())
+        plain = backbone.transform(resize_mode=getattr(target.data, "resize_mode", None))
+        target.data.set_transforms(plain, plain)
         data = CachedFeatures(target.data, backbone, None, seed) if features else target.data
         result.append(dataclasses.replace(target, data=data))
     return result

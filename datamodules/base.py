@@ -54,6 +54,7 @@ class DataModule(LightningDataModule):
         unreadable: "path: reason" of each image that could not be decoded; grows while batches are made.
         keys: names in `Sample.extra` that items carry besides path, index, label and image; set it before
             loading.
+        offers: further such names that items carry where a method asks for them (see `ask_for`).
         progress: called with (what, done, total) while many images are checked, or None.
         evaluation_batch: images in a batch of val and test; None for `batch_size` of the config.
     """
@@ -70,6 +71,7 @@ class DataModule(LightningDataModule):
         self.report: list[str] = []
         self.unreadable: list[str] = []
         self.keys: tuple[str, ...] = ()
+        self.offers: tuple[str, ...] = ()
         self.progress: Callable[[str, int, int], None] | None = None
         self.evaluation_batch: int | None = None
         self._transforms: dict[str, Transform | None] = {
@@ -120,6 +122,7 @@ class DataModule(LightningDataModule):
             raise DataError(f"{listing.strict_faults[0]} (data.strict stops here)")
         self.class_names = list(listing.class_names)
         self.class_texts = {name: list(texts) for name, texts in listing.class_texts.items()}
+        self.offers = listing.offers or self.offers
         pools = make_pools(listing, self.config)
         self.report = [*listing.report, *pools.report]
         self._pools = pools.samples
@@ -188,6 +191,10 @@ class DataModule(LightningDataModule):
     def set_transforms(self, train: Transform, evaluate: Transform) -> None:
         """Give the transforms from PIL RGB to Tensor (3, H, W): a random one for training and a plain one."""
         self._transforms.update(train=train, evaluate=evaluate)
+
+    def ask_for(self, keys: Sequence[str]) -> None:
+        """Let items carry those of `keys` that the data offer."""
+        self.keys = (*self.keys, *(key for key in keys if key in self.offers and key not in self.keys))
 
     def restrict(self, names: Sequence[str]) -> Self:
         """The same split with only these classes, labelled 0, 1, ... in the order of `names`.
@@ -304,6 +311,7 @@ class DataModule(LightningDataModule):
             seed=self.seed,
             random_transform=augment,
             view=view,
+            views=self.config.augment.views if augment else 0,
             keys=self.keys,
             strict=self.config.strict,
             unreadable=self.unreadable,

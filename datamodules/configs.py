@@ -80,6 +80,13 @@ class TableConfig(DataConfig):
         group_column: column of what must not be split (patient, trajectory); used where it exists.
         caption_column: column of a caption, kept under `caption`.
         value_column: column of a number to order images by, kept under `value`.
+        box_columns: columns of the left, top, right and bottom of a region; used where they exist.
+        box_units: "pixels" of the image, "relative" (shares of its width and height), or "auto": relative where no
+            number of the table is above 1.
+        mask_column: column of a mask file, not 0 in the region; used where it exists.
+        anomaly_column: column of 1 (anomalous) or 0; without it, images with a mask are anomalous.
+        view_column: column that names an object seen in several images (views); None where each image is an object.
+        weight_column: column of a view's weight; used with `view_column` where it exists.
     """
 
     name: str = "table"
@@ -91,6 +98,12 @@ class TableConfig(DataConfig):
     group_column: str = "group"
     caption_column: str = "caption"
     value_column: str = "value"
+    box_columns: list[str] = field(default_factory=lambda: ["x0", "y0", "x1", "y1"])
+    box_units: str = "auto"
+    mask_column: str | None = "mask"
+    anomaly_column: str | None = "anomaly"
+    view_column: str | None = None
+    weight_column: str = "weight"
 
 
 @dataclass
@@ -155,6 +168,55 @@ class ReefConfig(DataConfig):
 
 
 @dataclass
+class ReefScenesConfig(DataConfig):
+    """Drawn scenes with several fish and their boxes, made on the fly; one of the fish is asked about.
+
+    Attributes:
+        size: height and width of an image in pixels, 64 to 224.
+        species: number of classes, 2 to the number of known species.
+        fish: fish in a scene, each of another species, 2 to 8.
+        train: scenes of each class in the training pool.
+        val: the same for validation.
+        test: the same for the test.
+        drawing_seed: another seed gives other scenes with the same species.
+    """
+
+    name: str = "reef_scenes"
+    size: int = 128
+    species: int = 16
+    fish: int = 4
+    train: int = 10
+    val: int = 5
+    test: int = 15
+    drawing_seed: int = 1
+
+
+@dataclass
+class ReefDefectsConfig(DataConfig):
+    """Drawn fish, every second test image with a defect, made on the fly; nothing to learn from is without one.
+
+    Attributes:
+        size: height and width of an image in pixels, 64 to 224.
+        species: number of objects, 1 to the number of known species.
+        defect: sore | scratch | mixed.
+        train: images of each species in the training pool, all without defects.
+        val: the same for validation.
+        test: the same for the test; every second one has a defect.
+        drawing_seed: another seed gives other images.
+    """
+
+    name: str = "reef_defects"
+    shots: Any = "all"
+    size: int = 128
+    species: int = 16
+    defect: str = "sore"
+    train: int = 0
+    val: int = 0
+    test: int = 20
+    drawing_seed: int = 1
+
+
+@dataclass
 class ListConfig:
     """How images to be ordered are put into lists; a list is a training batch of one category and instruction.
 
@@ -176,7 +238,7 @@ class OrderingConfig(ListConfig, DataConfig):
         table: the file; None for labels.csv in the root.
         path_column: column of the image's path, relative to the root or to the table's folder.
         value_column: column of the number.
-        category_column: column of a category within which images are ordered; None where there is only one.
+        category_column: column of a category within which images are ordered, if there is one; None for one order of all.
         instruction_column: column of an instruction for each image; used where it exists.
         split_column: column with train, val or test; used where it exists and is filled.
         group_column: column of what must not be split (person, patient); used where it exists.
@@ -191,7 +253,7 @@ class OrderingConfig(ListConfig, DataConfig):
     table: str | None = None
     path_column: str = "path"
     value_column: str = "value"
-    category_column: str | None = None
+    category_column: str | None = "category"
     instruction_column: str = "instruction"
     split_column: str = "split"
     group_column: str = "group"
@@ -239,6 +301,68 @@ class ReefOrderingConfig(ListConfig, DataConfig):
     train: int = 600
     val: int = 100
     test: int = 300
+    drawing_seed: int = 1
+
+
+@dataclass
+class PretrainingConfig(DataConfig):
+    """Photographs with names, drawn shapes and drawn fish, for the pretraining of a small CLIP.
+
+    Attributes:
+        photos: zip or folder in the root with a sub-folder for each class, for training and validation.
+        test_photos: the same for the test.
+        photo_size: pixels that photographs are kept at in memory.
+        size: height and width of a training image in pixels.
+        photo_share, shape_share, fish_share: share of a batch from each source.
+        fine_share: how often a photograph is called by the finer name of its file.
+        shapes: drawn scenes of shapes.
+        fish: drawn scenes of fish.
+        named_fish: the first so many reef species appear under their own names; the others are never named.
+        smallest_crop: least share of a photograph's area that a random crop keeps.
+        epoch_images: images that count as an epoch.
+        drawing_seed: seed of the drawings.
+    """
+
+    name: str = "pretraining"
+    shots: Any = "all"
+    batch_size: int = 128
+    photos: str = "train.zip"
+    test_photos: str = "test.zip"
+    photo_size: int = 32
+    size: int = 64
+    photo_share: float = 0.6
+    shape_share: float = 0.25
+    fish_share: float = 0.15
+    fine_share: float = 0.4
+    shapes: int = 24000
+    fish: int = 10000
+    named_fish: int = 8
+    smallest_crop: float = 0.4
+    epoch_images: int = 25600
+    drawing_seed: int = 1
+
+
+@dataclass
+class ShapesConfig(DataConfig):
+    """Drawn shapes, made on the fly, whose classes are combinations of colour and shape, or one attribute.
+
+    Attributes:
+        attribute: combination (colour and shape) | count | size | pattern | position | facing | colour | shape.
+        combinations: of colour and shape: all | held_out (those kept from the pretraining of limpet-tiny) | seen.
+        size: height and width of an image in pixels, 32 to 224.
+        train: images of each class for training.
+        val: the same for validation.
+        test: the same for the test.
+        drawing_seed: another seed gives other images.
+    """
+
+    name: str = "shapes"
+    attribute: str = "combination"
+    combinations: str = "all"
+    size: int = 64
+    train: int = 16
+    val: int = 4
+    test: int = 10
     drawing_seed: int = 1
 
 

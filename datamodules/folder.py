@@ -48,8 +48,8 @@ class FolderDataModule(DataModule):
 
 
 def _as_table(config: FolderConfig) -> TableConfig:
-    shared = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "name"}
-    return TableConfig(**shared)
+    shared = {f.name for f in fields(TableConfig)} & {f.name for f in fields(config)} - {"name"}
+    return TableConfig(**{name: getattr(config, name) for name in shared})
 
 
 def _list_folder(root: Path, config: FolderConfig) -> Listing:

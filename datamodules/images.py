@@ -80,7 +80,7 @@ def is_image_name(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(path: str | Path, content: bytes | None = None) -> Image.Image:
     """Decode one image as 8-bit RGB, the way a person would see it.
 
     The EXIF rotation is applied; the first frame of an animation is taken; transparent parts become white.
@@ -90,23 +90,16 @@ def read_image(path: str | Path) -> Image.Image:
 
     Args:
         path: the file.
+        content: its bytes, where they do not lie on disk (a member of an archive); `path` is then only its name.
 
     Returns:
-        A PIL image of mode RGB that no longer needs the file.
+        A PIL image of mode RGB that no longer needs the file; `info["several_frames"]` is True where there were more
+        frames or pages than the one taken.
 
     Raises:
         UnreadableImage: missing, empty, damaged, too large, or of a kind that is not a picture in three
             bands.
         DataError: the process has used up its file descriptors or memory.
-    """
-    return _decode(path, check_only=False)
-
-
-def read_bytes(content: bytes, path: str) -> Image.Image:
-    """Decode the bytes of an image file, as `read_image` does; `path` names it in errors.
-
-    Raises:
-        UnreadableImage: as `read_image`.
     """
     return _decode(path, check_only=False, content=content)
 
@@ -122,7 +115,8 @@ def check_image(path: str | Path) -> None:
 
 def _decode(path: str | Path, check_only: bool, content: bytes | None = None) -> Image.Image:
     try:
-        if (os.stat(path).st_size if content is None else len(content)) == 0:  # noqa: PTH116
+        size = os.stat(path).st_size if content is None else len(content)  # noqa: PTH116
+        if size == 0:
             raise UnreadableImage(path, "the file is empty")
         with Image.open(path if content is None else io.BytesIO(content)) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -131,7 +125,12 @@ def _decode(path: str | Path, check_only: bool, content: bytes | None = None) ->
             if check_only and image.format == "JPEG":
                 image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
             image.load()
-            return image if check_only else _to_rgb(_upright(image))
+            if check_only:
+                return image
+            result = _to_rgb(_upright(image))
+            if _several_frames(image):
+                result.info["several_frames"] = True
+            return result
     except UnreadableImage:
         raise
     except FileNotFoundError:
@@ -139,13 +138,20 @@ def _decode(path: str | Path, check_only: bool, content: bytes | None = None) ->
     except IsADirectoryError:
         raise UnreadableImage(path, "it is a folder") from None
     except UnidentifiedImageError:
-        raise UnreadableImage(path, _unidentified(path) if content is None else "it is not an image of a known format") from None
+        raise UnreadableImage(path, _unidentified(path, content)) from None
     except Image.DecompressionBombError:
         raise UnreadableImage(path, "it has too many pixels (a decompression bomb?)") from None
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         refuse_exhaustion(error, path)
         reason = str(error).strip().rstrip(".") or type(error).__name__
         raise UnreadableImage(path, f"the file is damaged ({reason})") from error
+
+
+def _several_frames(image: Image.Image) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # a damaged second frame says nothing about the first
+        return False
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -207,10 +213,13 @@ _THREE_BANDS = (
 )
 
 
-def _unidentified(path: str | Path) -> str:
+def _unidentified(path: str | Path, content: bytes | None = None) -> str:
     """Name the kinds of files that people do have but that are not pictures."""
-    with open(path, "rb") as file:  # noqa: PTH123
-        head = file.read(132)
+    if content is None:
+        with open(path, "rb") as file:  # noqa: PTH123
+            head = file.read(132)
+    else:
+        head = content[:132]
     if head[128:132] == b"DICM" or Path(path).suffix.lower() in DICOM_SUFFIXES:
         return "it is a DICOM file; export it as 8-bit PNG or JPEG with the window you want to see first"
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):

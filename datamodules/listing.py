@@ -58,6 +58,7 @@ class Listing:
         splits: the split that the source gives for each sample ("train", "val", "test", or None), or None.
         report: sentences for the plan.
         strict_faults: the sentences among them at which `data.strict` stops.
+        offers: keys that items carry where a method asks for them (boxes, say).
     """
 
     class_names: list[str]
@@ -66,6 +67,7 @@ class Listing:
     splits: list[str | None] | None = None
     report: list[str] = field(default_factory=list)
     strict_faults: list[str] = field(default_factory=list)
+    offers: tuple[str, ...] = ()
 
 
 def split_word(word: str) -> str | None:

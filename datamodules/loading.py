@@ -17,6 +17,7 @@ from .errors import DataError, nearest
 from .fewshot import digest
 from .images import UnreadableImage, read_image
 from .listing import Sample
+from .regions import KEYS, Regions
 
 Transform = Callable[[Image.Image], Tensor]
 Item = dict[str, Any]
@@ -42,7 +43,8 @@ class ImageDataset(Dataset[Item]):
     """Samples as items {"path", "index", "label", "image": Tensor (3, H, W)} and the extras in `keys`.
 
     A random transform gives the same result for the same (seed, epoch or view, sample.index), whatever came
-    before and in whichever process. An image that cannot be decoded gives {"path", "index", "unreadable":
+    before and in whichever process. With `views` V epoch e serves view e mod V, the fixed views that cached features
+    are made of; 0 draws a fresh one in every epoch. An image that cannot be decoded gives {"path", "index", "unreadable":
     reason}; `collate` drops it and lists it under the batch key `unreadable`, which `ImageLoader` takes out
     again and hands to `note`.
 
@@ -61,6 +63,7 @@ class ImageDataset(Dataset[Item]):
         seed: int = 1,
         random_transform: bool = False,
         view: int | None = None,
+        views: int = 0,
         keys: Sequence[str] = (),
         strict: bool = False,
         unreadable: list[str] | None = None,
@@ -71,6 +74,7 @@ class ImageDataset(Dataset[Item]):
         self.seed = seed
         self.random_transform = random_transform
         self.view = view
+        self.views = views
         self.keys = tuple(keys)
         self.strict = strict
         self.unreadable = [] if unreadable is None else unreadable
@@ -88,14 +92,16 @@ class ImageDataset(Dataset[Item]):
             return {**item, "unreadable": error.reason}
         item["label"] = sample.label
         item["image"] = self._transformed(image, sample.index)
+        regions = Regions(sample, image, self.transform)
         for key in self.keys:
-            item[key] = _extra(sample, key)
+            item[key] = regions(key) if key in KEYS else _extra(sample, key)
         return item
 
     def _transformed(self, image: Image.Image, index: int) -> Tensor:
         if not self.random_transform:
             return self.transform(image)
-        kind, number = ("epoch", self.epoch) if self.view is None else ("view", self.view)
+        view = self.epoch % self.views if self.view is None and self.views else self.view
+        kind, number = ("epoch", self.epoch) if view is None else ("view", view)
         seed = int.from_bytes(digest(self.seed, kind, number, index)[:8], "big")
         python_state, torch_state = random.getstate(), torch.get_rng_state()
         try:

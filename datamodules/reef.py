@@ -59,7 +59,8 @@ class ReefDataModule(DataModule):
                         Sample(path, label, domain=look, extra={"species": name, "number": number})
                     )
                     splits.append(split)
-        return Listing(names, {name: [name] for name in names}, samples, splits)
+        texts = {name: [name] for name in names}
+        return Listing(names, texts, samples, splits, offers=("boxes", "crops"))
 
     @property
     def reader(self) -> Callable[[Sample], Image.Image]:
@@ -78,4 +79,6 @@ def draw_sample(sample: Sample, size: int, drawing_seed: int) -> Image.Image:
     murkiness = 0.0
     if sample.domain == "murky":
         murkiness = 0.65 + 0.35 * digest("murkiness", seed)[0] / 255
-    return draw_scene(str(sample.extra["species"]), seed, size=size, murkiness=murkiness).image
+    scene = draw_scene(str(sample.extra["species"]), seed, size=size, murkiness=murkiness)
+    scene.image.info["boxes"] = scene.boxes
+    return scene.image

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import DataError
-from .images import UnreadableImage, read_bytes
+from .images import UnreadableImage, read_image
 from .listing import Sample
 from .loading import read_sample
 
@@ -35,7 +35,7 @@ class Member:
         Raises:
             UnreadableImage: it cannot be.
         """
-        return read_bytes(self._content(), f"{self.archive}/{self.name}")
+        return read_image(f"{self.archive}/{self.name}", self._content())
 
     def key(self) -> str:
         """SHA-256 (hex) of the bytes of the file."""

@@ -90,13 +90,16 @@ def class_sessions(names: Sequence[str], increment: int, first: int = 0) -> list
     return [list(names[:start]), *rest]
 
 
-def make_stream(config: StreamConfig, data: DataModule, tasks: Callable[[str], DataModule] | None = None) -> Stream:
+def make_stream(
+    config: StreamConfig, data: DataModule, tasks: Callable[[str], DataModule] | None = None, least: int = 2
+) -> Stream:
     """Cut data into sessions; the same recipe gives the same ones.
 
     Args:
         config: the `stream` section.
         data: the data, set up; for "tasks" they are not looked at.
         tasks: gives the data module of a task by its name, set up.
+        least: sessions that there must be; one is enough where something was trained before.
 
     Raises:
         DataError: the sessions asked for cannot be made of these data.
@@ -109,7 +112,7 @@ def make_stream(config: StreamConfig, data: DataModule, tasks: Callable[[str], D
         stream = _by_tasks(config, tasks)
     else:
         raise DataError("stream.by says nothing: it is classes, domains or tasks.")
-    if len(stream) < 2:
+    if len(stream) < least:
         raise DataError(
             f"The stream has one session only ({stream.sessions[0].name}): it needs two or more. "
             "Lower stream.increment, or leave the stream out."

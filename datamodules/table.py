@@ -27,13 +27,16 @@ from .listing import (
     texts_for,
     without_empty,
 )
+from .table_regions import TableRegions
 
 
 class TableDataModule(DataModule):
     """A table with the columns path and label (or class); optionally split, group, domain, caption, value.
 
     Cells are text as written (`no`, `007`, `NA` are names). With both `class` and a whole-number `label`, the
-    label gives the order of the classes. Further columns are kept in `Sample.extra`.
+    label gives the order of the classes. Boxes (x0, y0, x1, y1) and masks are regions of the image: rows that share
+    image, class and caption are regions of one sample. Without regions, rows that repeat an image with another caption
+    add to its `captions`. Further columns are kept in `Sample.extra`.
     """
 
     config: TableConfig
@@ -79,30 +82,32 @@ def read_listing(table: Path, root: Path, config: TableConfig) -> Listing:
         )
     splits = read_splits(frame, rows, columns.split, table)
     cells = {key: frame[column].iloc[rows].tolist() for key, column in columns.kept.items()}
+    regions = TableRegions(frame, rows, paths, table, root, config)
     samples: list[Sample] = []
     kept_splits: list[str | None] = []
-    first: dict[str, int] = {}
-    repeated = 0
-    for i, path in enumerate(paths):
-        file = files[i]
-        if file is None:
-            continue
-        if path in first:
-            if names[first[path]] != names[i]:
-                raise DataError(
-                    f"{table}: the image {path} has the labels '{names[first[path]]}' and "
-                    f"'{names[i]}'. Images with "
-                    "several labels (multi-label) cannot be classified here: keep one row for each image."
-                )
-            repeated += 1
-            continue
-        first[path] = i
+    members, repeated = _gathered(names, files, regions, table, cells.get("caption"))
+    captioned = 0 if regions.any else sum(len(rows_of_one) - 1 for rows_of_one in members)
+    often = Counter(paths[rows[0]] for rows in members)
+    for rows_of_one in members:
+        i = rows_of_one[0]
         extra: dict[str, Any] = {key: column[i] for key, column in cells.items()}
         group, domain = extra.pop("group", "") or None, extra.pop("domain", "") or None
         if "value" in extra:
             extra["value"] = _value(extra["value"])
-        samples.append(Sample(path, number[names[i]], -1, Path(file), group, domain, extra))
+        if "caption" in extra:
+            extra["captions"] = list(dict.fromkeys(cells["caption"][k] for k in rows_of_one))
+        path = paths[i]
+        if regions.any:
+            extra |= regions.extra(rows_of_one)
+            shared = often[path] > 1
+            group = group or (path if shared else None)  # the samples of one image stay on one side
+            path = regions.name(i, names[i], shared)
+        if regions.views is not None:
+            extra["views"] = tuple(regions.view(k, str(files[k])) for k in rows_of_one)
+        samples.append(Sample(path, number[names[i]], -1, Path(str(files[i])), group, domain, extra))
         kept_splits.append(splits[i] if splits else None)
+    if captioned:
+        report.append(f"{counted(captioned, 'row')} of {table.name} give an image a further caption.")
     if repeated:
         report.append(f"{counted(repeated, 'row')} of {table.name} repeat an image and are left out.")
     present = {sample.label for sample in samples}
@@ -112,8 +117,38 @@ def read_listing(table: Path, root: Path, config: TableConfig) -> Listing:
         class_names, samples = without_empty(class_names, samples)
     texts, sentences = texts_for(class_names, given, config.classnames)
     return Listing(
-        class_names, texts, samples, kept_splits if splits else None, [*report, *faults, *sentences], faults
+        class_names, texts, samples, kept_splits if splits else None, [*report, *faults, *sentences], faults, regions.offers
     )
+
+
+def _gathered(
+    names: Sequence[str],
+    files: Sequence[str | None],
+    regions: TableRegions,
+    table: Path,
+    captions: Sequence[str] | None = None,
+) -> tuple[list[list[int]], int]:
+    """Rows that make up one sample each, its regions or captions, and how many rows say nothing new."""
+    found: dict[tuple[str, ...], list[int]] = {}
+    repeated = 0
+    for i, file in enumerate(files):
+        if file is None:
+            continue
+        key = regions.key(i, names[i]) if regions.any else (regions.paths[i],)
+        earlier = found.setdefault(key, [])
+        if earlier and names[earlier[0]] != names[i]:
+            what = "object" if regions.views is not None else "image"
+            raise DataError(
+                f"{table}: the {what} {key[0]} has the labels '{names[earlier[0]]}' and "
+                f"'{names[i]}'. Images with "
+                "several labels (multi-label) cannot be classified here: keep one row for each image."
+            )
+        said = {"", *(captions[k].strip() for k in earlier)} if captions is not None else set()
+        if earlier and not regions.any and (captions is None or captions[i].strip() in said):
+            repeated += 1
+            continue
+        earlier.append(i)
+    return list(found.values()), repeated
 
 
 def read_table(table: Path) -> pd.DataFrame:

@@ -57,16 +57,23 @@ class Spaces:
 def measure(adapter: Adapter, data: Any, spaces: Mapping[str, ClassSet]) -> Spaces:
     """Evaluate on the test images of each label space; only its own classes are candidates there.
 
+    An image of several label spaces passes the image tower once, where the method lets images be encoded by themselves.
+
     Args:
         adapter: any adapter after training.
         data: a data module with `restrict(names)` and `test_dataloader()`.
         spaces: label space -> its classes.
     """
-    found = Spaces()
+    found, task = Spaces(), task_of(adapter)
+    once: list[Any] = []
+    names = list(dict.fromkeys(name for classes in spaces.values() for name in classes.names))
+    apart = len(spaces) > 1 and adapter.task == "classification" and task.encodes_apart(adapter)
+    if apart:
+        once = task.encoded(adapter, data.restrict(names).test_dataloader())
     for space, classes in spaces.items():
         try:
-            batches = data.restrict(classes.names).test_dataloader()
-            found.outcomes[space] = task_of(adapter).evaluate(adapter, batches, classes)
+            batches = task.among(once, names, classes) if apart else data.restrict(classes.names).test_dataloader()
+            found.outcomes[space] = task.evaluate(adapter, batches, classes)
         except NeedsImages as error:
             found.unanswered[space] = str(error)
     return found

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from ..adapter import Batch
+from ..loggers import RunLog
 from ..module import AdaptationModule
 from ..tasks import task_of
 
@@ -35,6 +36,10 @@ class ResumeCheckpoint(Checkpoint):
         """Save where due."""
         epoch = trainer.current_epoch + 1
         if epoch % self.every == 0 or epoch == trainer.max_epochs:
+            for logger in trainer.loggers:
+                if isinstance(logger, RunLog):  # Lightning logs after this, which an interruption here would prevent
+                    logger.log_metrics({"epoch": trainer.current_epoch, **trainer.callback_metrics}, trainer.global_step - 1)
+                    logger.save()
             beside = self.path.with_suffix(".ckpt.part")
             trainer.save_checkpoint(beside, weights_only=False)
             if trainer.is_global_zero:
@@ -60,6 +65,7 @@ class KeepBest(Checkpoint):
         adapter = pl_module.adapter
         task = task_of(adapter)
         accuracy = float(task.evaluate(adapter, self.batches, adapter.classes).metrics().get(task.HEADLINE, 0.0))
+        pl_module.log(f"val_{task.HEADLINE}", accuracy, rank_zero_only=True)
         if accuracy > self.accuracy:
             self.accuracy, self.epoch = accuracy, trainer.current_epoch
             self.state = {k: v.detach().cpu().clone() for k, v in adapter.state_dict().items()}

@@ -74,6 +74,7 @@ class VRLwFConfig(VocabularyConfig, DistilConfig, ContinualConfig):
     """LwF with a replayed vocabulary: the teacher's similarities to random texts."""
 
     name: str = "vr_lwf"
+    teacher: str = choice("original", *TEACHERS)
 
 
 @dataclass
@@ -91,7 +92,7 @@ class ZSCLConfig(VocabularyConfig, DistilConfig, ContinualConfig):
     teacher: str = choice("original", *TEACHERS)
     images: str | None = None
     reference_batch: int = number(32, 1)
-    ensemble_every: int = number(100, 0)
+    ensemble_every: int = number(10, 0)
     l2: float = number(1.0, 0)
 
 

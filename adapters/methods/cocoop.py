@@ -86,13 +86,16 @@ class CoCoOp(Adapter):
             LimpetError: always.
         """
         raise LimpetError(
-            "CoCoOp has no class weights that hold for all images: its prompts depend on the image. "
-            "Ask `logits(batch)` instead."
+            "CoCoOp has no class weights that hold for all images: its prompts depend on the image."
         )
 
     def check_texts(self) -> None:
         """Lay the prompts out, which refuses texts that do not fit."""
         self._encoder()
+
+    def learned_tokens(self, label: str) -> dict[str, Tensor]:
+        """The context before it is shifted by an image."""
+        return {"context": self.context}
 
     def logits(self, batch: Batch) -> Tensor:
         """Scores (B, C): the logit scale times the cosine between an image and the texts in its own context."""
@@ -100,6 +103,9 @@ class CoCoOp(Adapter):
         contexts = self.context + self.meta_net(images)[:, None]
         encoder = self._encoder()
         # The encoder bounds its own activations; without gradients its results need not be kept together either.
+        if torch.compiler.is_compiling():  # an export: one pass, for a number of images that is left open
+            texts = F.normalize(encoder(contexts).to(self.dtype), dim=-1)
+            return self.backbone.logit_scale * (images[:, None] * texts).sum(-1)
         together = len(images) if torch.is_grad_enabled() else max(1, TOKENS // encoder.tokens)
         parts = [
             torch.einsum("bd,bcd->bc", part, F.normalize(encoder(context).to(self.dtype), dim=-1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,22 +12,13 @@ from torch import Tensor
 from .. import tower_adapter
 from ..adapter import Batch
 from ..errors import RecipeError, nearest
-from ..layers import per_tower
-from ..tower_adapter import TowerAdapter, block_prefix, tower_problem
+from ..tower_adapter import TowerAdapter, tower_problem
+from ..tower_parts import chosen, parts_problem
 
 if TYPE_CHECKING:
     from ..backbone_spec import BackboneSpec
 
 LOSSES = ("cross_entropy", "contrastive")
-PARTS = {  # what of a native tower, by the parameter's name
-    "attention": r"\.attn\.",
-    "mlp": r"\.mlp\.",
-    "norms": r"(^|\.)(ln_\w+|ls_\d)\.",
-    "projection": r"(^|\.)(proj|text_projection)(\.|$)",
-    "embeddings": r"(^|\.)(class_embedding|positional_embedding|token_embedding|conv1)(\.|$)",
-}
-
-
 @dataclass
 class Config(tower_adapter.Config):
     """Settings of fine-tuning; the defaults are WiSE-FT's, without its separate linear head.
@@ -65,24 +55,9 @@ class FineTune(TowerAdapter):
             return tower_problem(config)
         if config.loss not in LOSSES:
             return f"method.loss is '{config.loss}'.{nearest(config.loss, LOSSES)} It is one of {', '.join(LOSSES)}."
-        odd = [part for part in config.parts if part not in PARTS and part != "all"]
-        if odd or not config.parts:
-            return f"method.parts is {list(config.parts)}: it is [all], or some of {', '.join(PARTS)}."
-        if spec.precision in ("bf16", "fp16"):
-            return (
-                f"Weights in {spec.precision} are too coarse to be trained: use backbone.precision=fp32, "
-                "and trainer.precision=bf16-mixed for speed."
-            )
-        native = {"image": spec.image_tower == "vit", "text": spec.text_tower == "transformer"}
-        foreign = [tower for tower in cls.towers(config) if not native[tower]]
-        if foreign and (config.layers != "all" or "all" not in config.parts):
-            return (
-                f"The {foreign[0]} tower of {spec.name} is not one of open_clip's own transformers: it can be fine-tuned as a "
-                "whole only, with method.layers=all and method.parts=[all]."
-            )
-        if "text" in cls.towers(config) and spec.multimodal:
-            return f"{spec.name} is a CoCa model, whose text tower is read behind the padding; use method.towers=image."
-        return None
+        if config.loss == "contrastive" and config.label_smoothing:
+            return "method.label_smoothing is for cross-entropy; the contrastive loss has no classes to smooth over."
+        return parts_problem(cls.towers(config), config.layers, config.parts, spec)
 
     def build(self) -> None:
         """Copy the chosen weights; everything else stays shared with the backbone."""
@@ -90,8 +65,9 @@ class FineTune(TowerAdapter):
         towers = self.towers(config)
         names, first = [], 0
         for tower in towers:
-            found, lowest = self._names(tower)
+            found, lowest, note = chosen(self.backbone.model, self.backbone.spec, tower, config.layers, config.parts)
             names += found
+            self.notes += [note] if note and note not in self.notes else []
             first = lowest if tower == "image" else first
         if not names:
             raise RecipeError(f"method.parts {list(config.parts)} and method.layers {config.layers} leave nothing to train.")
@@ -100,22 +76,6 @@ class FineTune(TowerAdapter):
         size = sum(p.numel() * p.element_size() for p in self.learnable()) / 1e6
         self.notes.append(f"The artefact holds the trained weights of the towers: {size:.1f} MB.")
         self._end: dict[str, Tensor] | None = None
-
-    def _names(self, tower: str) -> tuple[list[str], int]:
-        """Parameters of a tower that the configuration chooses, and the lowest of its blocks that has one."""
-        config: Config = self.config
-        model, spec = self.backbone.model, self.backbone.spec
-        prefix = block_prefix(model, tower)
-        everything = [n for n, _ in model.named_parameters() if _tower(n) == tower]
-        if (spec.image_tower != "vit") if tower == "image" else (spec.text_tower != "transformer"):
-            return everything, 0
-        blocks: Any = model.get_submodule(prefix)
-        layers = per_tower(config.layers, tower, len(blocks))
-        self.notes += [layers.note] if layers.note and layers.note not in self.notes else []
-        chosen = {name: _block(name, prefix, len(blocks)) for name in everything}
-        patterns = [""] if "all" in config.parts else [PARTS[part] for part in config.parts]
-        kept = [n for n, i in chosen.items() if i in layers.blocks and any(re.search(p, n) for p in patterns)]
-        return kept, min((chosen[name] for name in kept), default=0)
 
     def train(self, mode: bool = True) -> FineTune:
         """Norms with statistics stay frozen in either mode; training goes on from where the weights are."""
@@ -153,23 +113,8 @@ class FineTune(TowerAdapter):
         texts = [choices[int(at * len(choices))] for choices, at in zip(prompts, drawn, strict=True)]
         once = list(dict.fromkeys(texts))
         features = self.encode_text(once)[[once.index(text) for text in texts]]
-        fixed = self.config.logit_scale
-        scale = self.backbone.logit_scale if fixed is None else float(fixed)
-        logits = scale * self.encode_image(batch) @ features.T
+        logits = self.answer_scale * self.encode_image(batch) @ features.T
         targets = torch.arange(len(texts), device=logits.device)
         floor = torch.tensor([float(texts.count(text)) for text in texts], device=logits.device).log().mean()
         return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2 - floor
 
-
-def _tower(name: str) -> str:
-    if name in ("logit_scale", "logit_bias"):
-        return ""
-    return "image" if name.startswith("visual.") else "text"
-
-
-def _block(name: str, prefix: str, depth: int) -> int:
-    """Block that a parameter belongs to; those below the blocks count as the first, those above as the last."""
-    if name.startswith(f"{prefix}."):
-        return int(name[len(prefix) + 1 :].partition(".")[0])
-    below = re.search(PARTS["embeddings"], name) or ".ln_pre." in f".{name}"
-    return 0 if below else depth - 1

@@ -278,6 +278,11 @@ class GDA(Adapter):
         zero_shot, gaussian = self._scores(batch)
         return zero_shot + float(self.alpha) * gaussian
 
+    def linear_head(self) -> tuple[Tensor, Tensor, bool]:
+        """Text and Gaussian classifier in one, float64."""
+        W, b = self.columns()
+        return self.scale * self.class_weights().to(W) + float(self.alpha) * W.T, float(self.alpha) * b, True
+
     def _scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
         # the two parts of a Gaussian score are large and almost cancel: not for half precision
         with torch.autocast(self.backbone.device.type, enabled=False):

@@ -47,6 +47,7 @@ class Config:
 class LinearProbe(Adapter):
     """logits = W f + b with W, b from scikit-learn's L2-regularised logistic regression on plain (not augmented) views."""
 
+    selects_again = False  # the fit needs the images of all classes
     weight: Tensor
     bias: Tensor
 
@@ -152,6 +153,11 @@ class LinearProbe(Adapter):
         """W f + b (B, C)."""
         rows = [self._trained.index(name) for name in self.classes.names]
         return self._input(batch) @ self.weight[rows].T + self.bias[rows]
+
+    def linear_head(self) -> tuple[Tensor, Tensor, bool]:
+        """W and b."""
+        rows = [self._trained.index(name) for name in self.classes.names]
+        return self.weight[rows], self.bias[rows], self.config.normalize
 
     def check_classes(self, classes: ClassSet) -> None:
         """Only classes with a row of W can be answered about."""

@@ -44,6 +44,7 @@ class LPPlusPlus(Adapter):
     The gradient of alpha is that of the step at which it moves; the published code adds up those of all steps before.
     """
 
+    selects_again = False  # the fit needs the images of all classes
     weight: Tensor
     bias: Tensor
     alpha: Tensor
@@ -136,6 +137,11 @@ class LPPlusPlus(Adapter):
         rows = [self._trained.index(name) for name in self.classes.names]
         features = self.encode_image(batch)
         return features @ self.weight[rows].T + self.bias[rows] + self.alpha[rows] * (features @ self.class_weights().T)
+
+    def linear_head(self) -> tuple[Tensor, Tensor, bool]:
+        """W with the weighted text added, and b."""
+        rows = [self._trained.index(name) for name in self.classes.names]
+        return self.weight[rows] + self.alpha[rows, None] * self.class_weights(), self.bias[rows], True
 
     def check_classes(self, classes: ClassSet) -> None:
         """Only classes with a row of W can be answered about."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,9 @@ from ..adapter import Batch
 from ..backbone_templates import imagenet_templates
 from ..errors import RecipeError
 from ..prompt_towers import TowerPrompts, TowersConfig
+
+if TYPE_CHECKING:
+    from ..backbone_spec import BackboneSpec
 
 TEMPLATES = 60  # of CLIP's 80 for ImageNet; the published 60 are the first ones
 
@@ -54,6 +58,11 @@ class PromptSRC(TowerPrompts):
     """
 
     paper_depth = 9
+
+    @classmethod
+    def reads_features_too(cls, config: Config, spec: BackboneSpec) -> bool:
+        """The frozen image features are the teacher."""
+        return bool(config.image_length)
 
     def build(self) -> None:
         """Create the prompts and, for each, its running sum."""
@@ -107,6 +116,8 @@ class PromptSRC(TowerPrompts):
         weight = self.epoch_weights(epochs)[epoch]
         for name, parameter in self.named_parameters():
             total = self.get_buffer(_sum_of(name))
+            if epoch == 0:
+                total.zero_()  # training may have been done before, on other classes
             total.add_(parameter, alpha=weight)
             if epoch == epochs - 1:
                 parameter.copy_(total)

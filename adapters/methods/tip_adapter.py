@@ -87,9 +87,11 @@ class TipAdapter(Adapter):
 
     def _append(self, batches: Iterable[Batch], classes: ClassSet) -> None:
         keys, owner = [self.keys.detach()], [self.owner]
+        self.support_paths += [""] * (len(self.owner) - len(self.support_paths))  # an older artefact has none
         for batch in batches:
             views = batch["views"].to(self.keys)
             keys.append(F.normalize(views.mean(1), dim=-1))
+            self.support_paths += list(batch["path"])
             number = [self._trained.index(classes.names[i]) for i in batch["label"].tolist()]
             owner.append(torch.tensor(number, dtype=torch.long, device=self.owner.device))
         self.keys = nn.Parameter(torch.cat(keys), requires_grad=self.config.finetune)
@@ -122,6 +124,14 @@ class TipAdapter(Adapter):
         affinity = features @ self.keys.T
         cache = torch.exp(-self.beta * (1 - affinity)) @ self.values()
         return self.scale * features @ self.class_weights().T + self.alpha * cache
+
+    def support_weights(self, batch: Batch) -> Tensor:
+        """What each key adds to the score of its class, (B, N): alpha exp(-beta (1 - f K^T))."""
+        return self.alpha * torch.exp(-self.beta * (1 - self.encode_image(batch) @ self.keys.T))
+
+    def support_labels(self) -> list[str]:
+        """Class of each key."""
+        return [self._trained[i] for i in self.owner.tolist()]
 
     def grid(self) -> tuple[list[float], list[float]]:
         """Values of beta and of alpha that are searched."""
@@ -174,5 +184,7 @@ class TipAdapter(Adapter):
         renumbered[rows] = torch.arange(len(rows), device=self.owner.device)
         super().remove_classes(names)
         owner = renumbered[self.owner]
+        kept = (owner >= 0).tolist()
+        self.support_paths = [path for path, stays in zip(self.support_paths, kept, strict=False) if stays]
         self.replace_tensor("keys", self.keys.detach()[owner >= 0])
         self.owner = owner[owner >= 0]

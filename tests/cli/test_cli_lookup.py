@@ -16,6 +16,7 @@ COMMANDS = [
     "check",
     "evaluate",
     "predict",
+    "explain",
     "recipes",
     "methods",
     "doctor",
@@ -254,7 +255,7 @@ def test_commands_hand_over_what_was_said(monkeypatch, tmp_path):
     assert seen[3][1][0] == open_.relative_to(".") and seen[4][1] == (done, ["data.root=x"])
     assert (
         seen[5][1][0] == done
-        and seen[5][1][1] == "new"
+        and seen[5][1][1] == ["new"]
         and str(seen[5][1][2]) == "p.csv"
         and seen[5][1][3] == 3
     )

@@ -12,7 +12,7 @@ from limpet.callbacks.checkpoint import ResumeCheckpoint
 
 RUN_FOLDER = {
     "recipe.yaml", "split.json", "env.json", "metrics.json", "per_class.csv", "predictions.csv", "report.html",
-    "adapter", "last.ckpt",
+    "adapter", "last.ckpt", "log",
 }  # fmt: skip
 
 
@@ -132,6 +132,9 @@ def test_resume_after_ctrl_c_equals_an_uninterrupted_run(settings, limpet, fish,
     assert not Path("runs/fish/002/metrics.json").exists()
     release()
     limpet("resume", "fish/002")
+    logs = [rows(run / "log" / "metrics.csv") for run in (whole, Path("runs/fish/002"))]
+    assert logs[0] == logs[1] and sum(bool(row["loss"]) for row in logs[0]) == 4
+    assert ("val_accuracy" in logs[0][0]) == ("evaluate.select=val" in settings)
     assert Path("runs/fish/002/metrics.json").read_bytes() == (whole / "metrics.json").read_bytes()
     assert "nothing to resume" in limpet("resume", "fish/002", code=2)
 
@@ -199,7 +202,8 @@ def test_predict_a_folder_a_file_and_a_pattern(limpet, fit_fish, fish, place):
     run, _ = fit_fish("method=tip_adapter", "data.shots=4")
     limpet("predict", "fish", fish, "--out", "all.csv", "--top", "2")
     found = rows("all.csv")
-    assert len(found) == 40 and set(found[0]) == {"path", "label", "text", "probability", "top2", "probability2"}
+    assert len(found) == 40 and {"path", "label", "text", "probability", "calibrated", "top2", "probability2"} <= set(found[0])
+    assert all(0 < float(r["calibrated"]) <= 1 for r in found)
     measured = {r["path"]: r["predicted"] for r in rows(run / "predictions.csv")}
     for row in found:
         name = Path(row["path"]).relative_to(fish).as_posix()
@@ -209,6 +213,11 @@ def test_predict_a_folder_a_file_and_a_pattern(limpet, fit_fish, fish, place):
     assert [r["path"] for r in rows("one.csv")] == [str(one)]
     limpet("predict", "fish/001", f"{fish}/*/00.png", "--out", "some.csv")
     assert len(rows("some.csv")) == 4
+    out = limpet("predict", "fish", *list(fish.rglob("*.png"))[:3], "--out", "three.jsonl", "--coverage", "0.5")
+    assert "Abstained from" in out and len(Path("three.jsonl").read_text().splitlines()) == 3
+    place.joinpath("empty").mkdir()
+    for words in (["empty"], ["nothing*"], [fish, "--coverage", "0.5", "--max-error", "0.1"], [fish, "--out", "x.txt"]):
+        assert "error:" in limpet("predict", "fish", *words, code=2)
 
 
 def test_predict_lists_what_it_cannot_read(limpet, fit_fish, place):

@@ -21,6 +21,8 @@ TOWERS = {
 PLAIN = {
     "bidirectional": {"custom": True, "text": {"no_causal_mask": True, "pool_type": "last"}},
     "special attention": {"custom": True, "text": {"scale_attn": True}},
+    "causal, read behind the text": {"custom": True, "text": {"pool_type": "last"}},
+    "bidirectional, read at the first token": {"custom": True, "text": {"no_causal_mask": True, "pool_type": "first"}},
 }
 
 
@@ -44,7 +46,8 @@ def reference(clip, context, *, position="end", deep=(), class_specific=False):
             x = torch.cat([x[:, :1], new.expand(len(x), -1, -1), x[:, 1 + new.shape[-2] :]], 1)
         x = block(x, attn_mask=tower.mask)
     x = tower.norm(x)
-    end = ids.argmax(-1) if tower.pool != "last" else torch.full((len(ids),), ids.shape[1] - 1)
+    places = {"first": torch.zeros(len(ids), dtype=torch.long), "last": torch.full((len(ids),), ids.shape[1] - 1)}
+    end = places.get(tower.pool, ids.argmax(-1))
     x = x[torch.arange(len(x)), end]
     text = getattr(model, "text", model)
     projection = text.text_projection
@@ -107,6 +110,78 @@ def test_a_tower_that_masks_its_padding(random_model):
     clip = FrozenClip.from_model(model)
     want = clip.encode_text([f"a photo of a {w}." for w in WORDS], normalize=False)
     torch.testing.assert_close(PromptEncoder(clip, NAMES, 4)(init_words(clip, "a photo of a")), want, **EXACT)
+
+
+class Wrapped(torch.nn.Module):
+    """Attention with something added, that shows the weights inside it as PEFT's wrapper does."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def forward(self, *args, **options):
+        out, weights = self.inner(*args, **options)
+        return 1.5 * out, weights
+
+
+def test_a_wrapped_attention_is_run_and_not_looked_through(random_model):
+    from limpet.backbone import FrozenClip
+
+    model = random_model().double()
+    before = FrozenClip.from_model(model)
+    bare = PromptEncoder(before, NAMES, 4)(init_words(before, "a photo of a"))
+    for block in model.transformer.resblocks:
+        block.attn = Wrapped(block.attn)
+    clip = FrozenClip.from_model(model)
+    encoder = PromptEncoder(clip, NAMES, 4)
+    want = model.encode_text(clip.tokenize([f"a photo of a {w}." for w in WORDS]))
+    got = encoder(init_words(clip, "a photo of a"))
+    assert not encoder.packed
+    torch.testing.assert_close(got, want, **EXACT)
+    torch.testing.assert_close(clip.encode_text([f"a photo of a {w}." for w in WORDS], normalize=False), want, **EXACT)
+    assert (got - bare).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("pool", ["last", "eos", "argmax"])
+def test_frozen_text_is_read_where_the_tower_reads_it(random_clip, pool):
+    clip = random_clip(custom=True, text={"pool_type": pool, "eos_id": 49407})
+    texts = [f"a photo of a {w}." for w in WORDS]
+    want = clip.model.encode_text(clip.tokenize(texts))
+    torch.testing.assert_close(clip.encode_text(texts, normalize=False), want, **EXACT)
+
+
+@pytest.mark.parametrize("method", ["coop", "cocoop", "kgcoop", "prograd", "ivlp", "maple", "promptsrc"])
+def test_methods_refuse_towers_that_no_prompt_can_change(random_model, method):
+    """Of models at hand: CoCa's token behind the padding, a foreign text tower, one read at a causal first token."""
+    from limpet.adapter import config_class, find
+    from limpet.backbone import FrozenClip
+    from limpet.classes import ClassSet
+    from open_clip.coca_model import CoCa
+
+    class Foreign(torch.nn.Module):
+        context_length, output_dim = 24, 16
+
+        def forward(self, ids):
+            return torch.zeros(len(ids), 16)
+
+    text = {"context_length": 24, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 2}
+    vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
+    coca = CoCa(16, {**text, "width": 24}, {**text, "embed_cls": True, "output_tokens": True}, vision)
+    foreign = random_model(custom=True)
+    foreign.text, foreign.context_length = Foreign(), 24
+    first = random_model(custom=True, text={"pool_type": "first"})
+    cls = find(method)
+    for model, reason in ((coca, "behind the padding"), (foreign, "Hugging Face"), (first, "first token")):
+        clip = FrozenClip.from_model(model)
+        assert reason in cls.supports(config_class(cls)(), clip.spec)
+        with pytest.raises(LimpetError, match=reason):
+            cls(config_class(cls)()).setup(clip, ClassSet(("cat", "dog"), {}))
 
 
 @pytest.mark.parametrize("class_specific", [False, True])
@@ -271,7 +346,7 @@ def test_towers_without_prompts_are_named_before_weights_load():
     def spec(name):
         return describe(SimpleNamespace(name=name, pretrained="random", activation=None, precision="fp32"))
 
-    assert "CoCa" in support(spec("coca_ViT-B-32"))
+    assert "CoCa" in support(spec("coca_ViT-B-32")) and "padding" in support(spec("coca_ViT-B-32"))
     assert "Hugging Face" in support(spec("roberta-ViT-B-32"))
     assert support(spec("ViT-B-16")) is None and support(describe("limpet-tiny")) is None
     assert support(spec("ViT-B-16-SigLIP")) is None  # possible, on whole prompts

@@ -181,6 +181,17 @@ def test_images_all_tests_on_every_image():
 # runs
 
 
+def test_a_folder_with_a_table_is_further_data_like_any_other(tmp_path, draw):
+    names = prepare(recipe()).data.class_names[:2]
+    root = draw(tmp_path / "more", species=2, images=3, names=names)
+    rows = [f"{path.relative_to(root).as_posix()},{path.parent.name}" for path in sorted(root.rglob("*.png"))]
+    (root / "labels.csv").write_text("\n".join(["path,label", *rows]) + "\n", encoding="utf-8")
+    entry = f"{{x: {{name: folder, root: {root}, images: all}}}}"
+    session = prepare(recipe(f"evaluate.shift={entry}", f"evaluate.others={entry}"))
+    assert [len(target.data.samples["test"]) for target in session.targets] == [6, 6]
+    assert [target.classes.names for target in session.targets] == [tuple(sorted(names)), tuple(n for n in names)]
+
+
 @pytest.mark.parametrize("method", ["coop", "zero_shot", "tip_adapter"])
 def test_a_run_measures_further_data(tmp_path, method):
     words = ["evaluate.shift.murky.look=murky", "evaluate.others={far: {species: 3}, near: {drawing_seed: 2}}", f"method={method}"]

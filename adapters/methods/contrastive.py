@@ -1,0 +1,172 @@
+"""Contrastive training of the towers on images with captions, from scratch or from given weights (CLIP, SigLIP, LiT)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import blocks, tower_adapter
+from ..adapter import Batch
+from ..errors import RecipeError, nearest
+from ..objectives import OBJECTIVES
+from ..tower_adapter import TowerAdapter, tower_problem
+from ..tower_parts import chosen, parts_problem
+
+if TYPE_CHECKING:
+    from ..backbone_spec import BackboneSpec
+
+MOST = 100.0  # largest inverse temperature (CLIP)
+START_BIAS = -10.0  # of the sigmoid loss (SigLIP)
+
+
+@dataclass
+class Config(tower_adapter.Config):
+    """Settings of contrastive training.
+
+    Attributes:
+        towers: "both", "image", or "text" (the image tower locked: LiT).
+        parts: "all", or some of attention, mlp, norms, projection, embeddings.
+        objective: "infonce" (CLIP) or "siglip".
+        temperature: inverse temperature at the start; None takes the backbone's own.
+        patch_dropout: share of the patches left out of training images at first (FLIP); half of it from 80 % of training on,
+            none from 92 % on. Native ViT towers only.
+        position_offsets: whether texts begin at random positions in training, so that later positions are trained, too.
+    """
+
+    parts: list[str] = field(default_factory=lambda: ["all"])
+    objective: str = "infonce"
+    temperature: float | None = None
+    patch_dropout: float = 0.0
+    position_offsets: bool = False
+
+
+class Contrastive(TowerAdapter):
+    """Both towers learn to tell which captions belong to which images; afterwards classes are answered by their prompts.
+
+    A batch with `caption` (B texts) is trained on those, one without on the prompts of its `label`s. Pairs with equal
+    captions are positives of each other; `positives` (B, B) bool in a batch, caption j is true of image i, says more.
+    """
+
+    keeps_towers = True
+
+    @classmethod
+    def supports(cls, config: Config, spec: BackboneSpec) -> str | None:
+        """What fine-tuning supports; left-out patches need a native ViT, and moved positions a native text tower."""
+        if tower_problem(config):
+            return tower_problem(config)
+        if config.objective not in OBJECTIVES:
+            hint = nearest(config.objective, OBJECTIVES)
+            return f"method.objective is '{config.objective}'.{hint} It is one of {', '.join(OBJECTIVES)}."
+        if not 0 <= config.patch_dropout < 1:
+            return f"method.patch_dropout is {config.patch_dropout}: a share of the patches, from 0 to below 1."
+        if config.temperature is not None and not 0 < config.temperature <= MOST:
+            return f"method.temperature is {config.temperature}: an inverse temperature above 0 and at most {MOST:g}."
+        if config.patch_dropout and ("image" not in cls.towers(config) or blocks.image_problem(spec)):
+            return (
+                f"method.patch_dropout leaves patches out of a trained native ViT; the image tower of {spec.name} is not one "
+                "here. Use method.patch_dropout=0."
+            )
+        if config.position_offsets and ("text" not in cls.towers(config) or spec.text_tower != "transformer"):
+            return "method.position_offsets moves the positions of a trained native text tower; here there is none."
+        return parts_problem(cls.towers(config), config.layers, config.parts, spec)
+
+    @classmethod
+    def batch_keys(cls, config: Config, spec: BackboneSpec) -> tuple[str, ...]:
+        """Captions are used where there are some, else the labels' prompts."""
+        return ()
+
+    def build(self) -> None:
+        """Copy the chosen weights and the temperature."""
+        config: Config = self.config
+        names, first = [], 0
+        for tower in self.towers(config):
+            found, lowest, note = chosen(self.backbone.model, self.backbone.spec, tower, config.layers, config.parts)
+            names += found
+            self.notes += [note] if note and note not in self.notes else []
+            first = lowest if tower == "image" else first
+        if not names:
+            raise RecipeError(f"method.parts {list(config.parts)} and method.layers {config.layers} leave nothing to train.")
+        clip = self.backbone.editable(self.towers(config), [*names, "logit_scale"])
+        if config.temperature is not None:
+            clip.model.logit_scale.data.fill_(config.temperature).log_()
+        self.attach(clip, dict(clip.named_parameters()), first)
+        self.bias = nn.Parameter(torch.tensor(START_BIAS, dtype=self.dtype), requires_grad=config.objective == "siglip")
+        self.register_buffer("progress", torch.zeros(()))
+        size = sum(p.numel() * p.element_size() for p in self.learnable()) / 1e6
+        self.notes.append(f"The artefact holds the trained weights of the towers: {size:.1f} MB.")
+
+    progress: Tensor
+
+    def epoch_ended(self, epoch: int, epochs: int) -> None:
+        """Remember how far training is: fewer patches are left out towards its end."""
+        self.progress.fill_((epoch + 1) / epochs)
+
+    @property
+    def patch_share(self) -> float:
+        """Share of the patches that a training image keeps now."""
+        done = float(self.progress)
+        part = 1.0 if done < 0.8 else 0.5 if done < 0.92 else 0.0
+        return 1 - part * float(self.config.patch_dropout)
+
+    @property
+    def scale(self) -> Tensor:
+        """Inverse temperature of the logits: learned, at most 100."""
+        learned: Tensor = self.clip.model.logit_scale
+        return learned.exp().clamp(max=MOST)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The objective between the images of a batch and its different captions."""
+        captions = self._captions(batch)
+        once = list(dict.fromkeys(captions))
+        column = {text: i for i, text in enumerate(once)}
+        texts = self._train_texts(once)
+        images = self._train_images(batch)
+        own = torch.tensor([column[text] for text in captions], device=images.device)
+        positives = F.one_hot(own, len(once)).bool()
+        if "positives" in batch:
+            first = torch.tensor([captions.index(text) for text in once], device=images.device)
+            positives |= batch["positives"].to(images.device)[:, first]
+        objective = OBJECTIVES[self.config.objective]
+        return objective(images @ texts.T, positives, self.scale.log(), self.bias)
+
+    def _captions(self, batch: Batch) -> list[str]:
+        if "caption" in batch:
+            return list(batch["caption"])
+        prompts = [self.classes.prompts(self.classes.names[label]) for label in batch["label"].tolist()]
+        drawn = torch.rand(len(prompts)).tolist()  # one of the templates for each image
+        return [choices[int(at * len(choices))] for choices, at in zip(prompts, drawn, strict=True)]
+
+    def _train_texts(self, texts: list[str]) -> Tensor:
+        offset = 0
+        if self.config.position_offsets and torch.rand(()) < 0.5:
+            longest = max(len(self.backbone.token_ids(text)) for text in texts) + 2
+            room = self.backbone.spec.context_length - longest
+            offset = int(torch.randint(0, max(1, room + 1), ()))
+        if "text" not in self.towers(self.config):
+            return self.encode_text(texts)
+        return F.normalize(self.clip.encode_text(texts, normalize=False, offset=offset).to(self.dtype), dim=-1)
+
+    def _train_images(self, batch: Batch) -> Tensor:
+        """Image features (B, D), unit norm, some of the patches left out."""
+        share = self.patch_share
+        if share == 1 or not self.training:
+            return self.encode_image(batch)
+        visual: Any = self.clip.model.visual
+        x = visual._embeds(batch["image"].to(self.clip.device, self.clip.dtype))
+        count = max(1, round(share * (x.shape[1] - 1)))
+        kept = torch.rand(len(x), x.shape[1] - 1, device=x.device).argsort(1)[:, :count] + 1
+        x = torch.cat([x[:, :1], x.gather(1, kept[..., None].expand(-1, -1, x.shape[2]))], 1)
+        keep = slice(0, 1) if visual.pool_type == "tok" else slice(0, x.shape[1])
+        pooled = visual._pool(blocks.run(visual.transformer.resblocks, x, keep=keep))[0]
+        features = pooled if visual.proj is None else pooled @ visual.proj
+        return F.normalize(features.to(self.dtype), dim=-1)
+
+    @property
+    def answer_scale(self) -> float:
+        """The learned inverse temperature, or `logit_scale` of the configuration."""
+        fixed = self.config.logit_scale
+        return float(self.scale.detach()) if fixed is None else float(fixed)
