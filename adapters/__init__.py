@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .backbone import FrozenClip
     from .classes import ClassSet
     from .errors import LimpetError
+    from .image_index import ImageIndex
     from .inference import Classifier
     from .module import AdaptationModule
     from .recipe import Recipe, load_recipe
@@ -24,6 +25,7 @@ __all__ = [
     "ClassSet",
     "Classifier",
     "FrozenClip",
+    "ImageIndex",
     "LimpetError",
     "Recipe",
     "__version__",
@@ -36,6 +38,7 @@ _HOME = {
     "ClassSet": "classes",
     "Classifier": "inference",
     "FrozenClip": "backbone",
+    "ImageIndex": "image_index",
     "LimpetError": "errors",
     "Recipe": "recipe",
     "__version__": "_version",

@@ -90,6 +90,11 @@ class Adapter(nn.Module):
         return "features"
 
     @classmethod
+    def token_block(cls, config: Any, spec: BackboneSpec) -> int | None:
+        """With `needs` "patches": the block of the image tower whose tokens are read; None: behind all of them."""
+        return None
+
+    @classmethod
     def reads_features_too(cls, config: Any, spec: BackboneSpec) -> bool:
         """Whether training on "images" also compares with their frozen features, `image_feature`.
 
@@ -167,6 +172,15 @@ class Adapter(nn.Module):
 
     def build(self) -> None:
         """Create parameters and buffers. The backbone and the classes are known here."""
+
+    def reference(self) -> Adapter | None:
+        """What results are shown beside, set up; None for the task's own reference."""
+        return None
+
+    @classmethod
+    def image_alone(cls, config: Any, spec: BackboneSpec) -> str | None:
+        """Why an answer needs more than the image (boxes, say), as a sentence; None where the image is enough."""
+        return None
 
     def artifact_state(self) -> dict[str, Tensor]:
         """The tensors an artefact holds; a method may leave out what only training needs."""
@@ -284,9 +298,16 @@ class Adapter(nn.Module):
         """The same average as in `zero_shot_weights`, with this adapter's own text tower."""
         return F.normalize(self.mean_prompts(self.encode_text), dim=-1)
 
-    def mean_prompts(self, encode: Callable[[list[str]], Tensor]) -> Tensor:
-        """Mean (C, D) over a class's prompts of the features that `encode` gives: texts -> (N, D)."""
-        prompts = [self.classes.prompts(name) for name in self.classes.names]
+    def mean_prompts(
+        self, encode: Callable[[list[str]], Tensor], texts_of: Callable[[str], list[str]] | None = None
+    ) -> Tensor:
+        """Mean (C, D) over a class's prompts of the features that `encode` gives: texts -> (N, D).
+
+        Args:
+            encode: the text tower, or what stands for it.
+            texts_of: the prompts of a class; those of `classes` by default.
+        """
+        prompts = [(texts_of or self.classes.prompts)(name) for name in self.classes.names]
         counts = torch.tensor([len(p) for p in prompts])
         features = encode([text for group in prompts for text in group])
         owner = torch.repeat_interleave(torch.arange(len(prompts)), counts).to(features.device)
@@ -300,6 +321,17 @@ class Adapter(nn.Module):
     def logits_of(self, features: Tensor) -> Tensor:
         """Scores (B, C) of image features (B, D) that `encode_image` gave; for methods that keep `logits` as it is."""
         return self.backbone.logit_scale * features @ self.class_weights().T
+
+    def evidence(self, batch: Batch, labels: Sequence[int]) -> list[list[tuple[str, float]]]:
+        """What speaks for the classes `labels` (B of them) of a batch's images, in words with a number, strongest first.
+
+        Empty lists where the method knows no reason that can be said.
+        """
+        return [[] for _ in labels]
+
+    def controls(self) -> dict[str, Any]:
+        """Name -> `Config` of the same method: what its answers are to be compared with, measured beside it."""
+        return {}
 
     def linear_head(self) -> tuple[Tensor, Tensor, bool]:
         """The classifier behind the image features, where the scores are linear in them: what can be exported as a table.

@@ -70,7 +70,8 @@ def save(adapter: Adapter, run_dir: str | Path, info: Mapping[str, Any] | None =
         save_file(tensors, beside / TENSORS, metadata={"format": "pt"})
         content = _describe(adapter, tensors, hashlib.sha256((beside / TENSORS).read_bytes()).hexdigest())
         content["info"] = dict(info or {})
-        text = json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True, allow_nan=True)
+        # keys in their order: a method's settings may mean something by it
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=True)
         (beside / INFO).write_text(text + "\n", encoding="utf-8")
         (beside / CARD).write_text(card(content, adapter.task), encoding="utf-8")
         number = max((n for n, _ in versions(run_dir)), default=0) + 1

@@ -204,14 +204,14 @@ class FrozenClip:
             features = self.model.encode_image(images)
         return _finish(features, normalize)
 
-    def image_patches(self, images: Tensor) -> Tensor:
+    def image_patches(self, images: Tensor, block: int | None = None) -> Tensor:
         """Return the patch tokens (B, P, W) behind the last block of the image tower, without gradient.
 
-        Native ViT: after the final norm, before projection. ResNet and timm: the last feature map, one row a
-        place.
+        Native ViT: after the final norm, before projection; with `block`, behind this block (from 0), before any
+        norm. ResNet and timm: the last feature map, one row a place.
         """
         with torch.no_grad():
-            return image_tokens(self, images.to(self.device, self.dtype))
+            return image_tokens(self, images.to(self.device, self.dtype), block)
 
     def tokenize(self, texts: Sequence[Text]) -> Tensor:
         """Return token ids (N, L), padded to the tower's context length."""

@@ -397,11 +397,19 @@ def project_tokens(backbone: FrozenClip, x: Tensor) -> Tensor:
     return x if visual.proj is None else torch.matmul(x, visual.proj)
 
 
-def image_tokens(backbone: FrozenClip, images: Tensor) -> Tensor:
-    """Patch tokens (B, P, W) of network input (B, 3, H, W) behind the last block of any image tower."""
+def image_tokens(backbone: FrozenClip, images: Tensor, block: int | None = None) -> Tensor:
+    """Patch tokens (B, P, W) of network input (B, 3, H, W) behind the last block of any image tower.
+
+    With `block`, those behind this block (counted from 0) of a native ViT, before any norm.
+    """
     visual = backbone.model.visual
     kind = backbone.spec.image_tower
     x: Tensor
+    if kind == "vit" and block is not None:
+        x = visual._embeds(images)
+        for layer in visual.transformer.resblocks[: block + 1]:
+            x = layer(x)
+        return x[:, 1:]
     if kind == "vit":
         x = visual.transformer(visual._embeds(images))
         x = x if visual.attn_pool is not None else visual.ln_post(x)

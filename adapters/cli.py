@@ -235,6 +235,42 @@ def _grow(run: str, runs: Path, change: Callable[[Any, Path], Any]) -> None:
 
 
 @app.command(rich_help_panel="Use")
+def index(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="Images, also in sub-folders.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[backbone=NAME]...", help="The backbone, without --run.", show_default=False),
+    ] = None,
+    run: Annotated[str | None, typer.Option("--run", metavar="RUN", help="Take the features of a run's adapter.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the index; default indexes/NAME.")
+    ] = None,
+    pooling: Annotated[
+        str, typer.Option("--pooling", metavar="WORD", help="class, mean, max, rmac or multi_crop.")
+    ] = "class",
+    groups: Annotated[
+        int | None, typer.Option("--groups", metavar="K", help="Also sort the images into K groups.")
+    ] = None,
+    runs: RunsDir = RUNS,
+) -> None:
+    """Make an index of a folder's images to search in."""
+    found = _module("runs").resolve_run(run, runs) if run is not None else None
+    if _module("search_command").index_command(folder, found, overrides or [], out, pooling, groups):
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel="Use")
+def search(
+    folder: Annotated[str, typer.Argument(metavar="INDEX", help="Folder made by `limpet index`.")],
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="A text, or an image file.")],
+    top: Annotated[int, typer.Option("--top", min=1, metavar="K", help="How many images.")] = 10,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="CSV to write.")] = None,
+) -> None:
+    """Find the images of an index that are nearest to a text or an image; write a contact sheet."""
+    _module("search_command").search_command(folder, query, top, out)
+
+
+@app.command(rich_help_panel="Use")
 def compare(
     run: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, or the folder of a grid.")],
     out: Annotated[

@@ -17,11 +17,14 @@ from .classes import ClassSet
 from .errors import RunError
 from .features import CachedFeatures
 from .grow import names_now
+from .more_measures import measure_more
+from .more_measures import show as show_more
 from .recipe import Recipe
-from .session import check_task, choose_classes, load_data, set_transforms, suit
+from .session import check_retrieval, check_task, choose_classes, load_data, set_transforms, suit
 from .show import MEANS, console, percent
 from .tasks import task_of
 from .transfer import facts, load_targets, ready
+from .wordings import check as check_wordings
 
 CHANGEABLE = ("data", "classes", "protocol", "evaluate", "seed")
 
@@ -90,14 +93,22 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     if other:
         console.print(f"not among these data, and no candidates here: {', '.join(other)}")
     check_task(type(adapter), data)
+    for note in check_wordings(recipe.evaluate.wordings, classes, adapter.task):
+        console.print(f"[yellow]note[/yellow] {note}")
+    if recipe.evaluate.task is not None:
+        check_retrieval(recipe, type(adapter), data)
+    images = data
     needs = adapter.needs(adapter.config, adapter.backbone.spec)
     suit(data, adapter)
     set_transforms(data, adapter.backbone)
     features = needs == "features"
     if needs != "images":
         layer = "tokens" if needs == "patches" else "output"
-        data = CachedFeatures(data, adapter.backbone, recipe.data.augment, recipe.seed, views=0, layer=layer)
-    spaces = measure(adapter, UnderPresentNames(data, now), label_spaces(classes, recipe.protocol))
+        block = adapter.token_block(adapter.config, adapter.backbone.spec)
+        data = CachedFeatures(data, adapter.backbone, recipe.data.augment, recipe.seed, views=0, layer=layer, block=block)
+    named = UnderPresentNames(data, now)
+    spaces = measure(adapter, named, label_spaces(classes, recipe.protocol))
+    more = measure_more(adapter, named, images, classes, recipe)
     targets = load_targets(recipe, adapter.classes)
     for target in targets:
         suit(target.data, adapter)
@@ -112,6 +123,7 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         "unanswered": spaces.unanswered,
         "unreadable": sorted(data.unreadable),
     }
+    result |= more
     if targets:
         result |= {"transfer": facts(targets), "other_mean": spaces.mean(OTHER), "shift_mean": spaces.mean(SHIFT)}
     digest = hashlib.sha256(json.dumps(list(overrides)).encode()).hexdigest()[:8]
@@ -121,10 +133,14 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
         console.print(f"{space}: {task_of(adapter).lines(values)}")
     if result["harmonic_mean"] is not None:
         console.print(f"harmonic mean: [bold]{percent(result['harmonic_mean'])} %[/bold]")
+    for name, control in more.get("controls", {}).items():
+        for space, values in control.items():
+            console.print(f"{space}, {name.replace('_', ' ')} instead: {task_of(adapter).lines(values)}")
     for key, title in MEANS.items():
         if result.get(key) is not None:
             console.print(f"{title}: [bold]{percent(result[key])} %[/bold]")
     for space, reason in spaces.unanswered.items():
         console.print(f"[yellow]{space}[/yellow]: {reason}")
+    show_more(more, console)
     console.print(f"written to {path}")
     return result

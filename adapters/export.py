@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from . import __version__, artifact
 from .errors import ArtifactError, LimpetError, nearest
 from .export_card import write_card
-from .export_job import Job, Written
+from .export_job import CannotExport, Job, Written
 from .export_parity import Parity, compare, in_batches, proof_images
 
 if TYPE_CHECKING:
@@ -59,12 +59,15 @@ def export(
         LimpetError: an unknown target, a folder that exists, a method that the target cannot hold, or answers that differ.
             Nothing is left behind then.
     """
-    writer = _writer(target)
+    writer = writer_of(target)
     if beside and target != "onnx":
         raise LimpetError(f"--beside is for --to onnx; --to {target} has no model to put class weights into.")
     if out is not None and (out.exists() or out.is_symlink()):
         raise LimpetError(f"{out} is there already, and nothing is written over. Give another folder, or remove it.")
     job = load_job(run, version, images, beside)
+    needed = job.adapter.image_alone(job.adapter.config, job.backbone.spec)
+    if needed and target not in ("adapter", "hub-folder"):
+        raise CannotExport(f"{needed} Use --to adapter or --to hub-folder, which Limpet loads again.")
     place = out or run_folder(job.artefact) / FOLDER / target
     part = place.parent / f".{place.name}.{uuid.uuid4().hex[:8]}.unfinished"
     try:
@@ -81,8 +84,16 @@ def export(
             )
         _describe(job, target, written, parity, part)
         return _settle(part, place, numbered=out is None), parity
+    except LimpetError:
+        raise
     except OSError as error:
         raise LimpetError(f"The export cannot be written to {place}: {error.strerror or error}.") from error
+    except Exception as error:  # a method may ask for more than an image, and exporters raise anything
+        reason = " ".join(str(error).split())[:300]
+        raise CannotExport(
+            f"--to {target} does not work for '{job.method}' on {job.backbone.spec.name} ({type(error).__name__}: {reason}). The "
+            f"adapter itself, {job.artefact}, can be copied as it is (limpet --debug export ... shows more)."
+        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
         if out is None:
@@ -118,7 +129,12 @@ def run_folder(artefact: Path) -> Path:
     return artefact.parent.parent if artefact.parent.name == "adapter" else artefact.parent
 
 
-def _writer(target: str) -> Callable[[Job, Path], Written]:
+def writer_of(target: str) -> Callable[[Job, Path], Written]:
+    """The function that writes a kind of export into an empty folder.
+
+    Raises:
+        LimpetError: there is no such kind.
+    """
     if target not in TARGETS:
         listed = "; ".join(f"{name} ({meaning})" for name, meaning in TARGETS.items())
         raise LimpetError(f"There is no export to '{target}'.{nearest(target, TARGETS)} --to takes one of: {listed}.")

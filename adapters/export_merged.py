@@ -43,7 +43,7 @@ def write(job: Job, folder: Path) -> Written:
 
     def answer(images: Tensor) -> Tensor:
         with torch.no_grad():
-            return adapter.scale * F.normalize(model.encode_image(images), dim=-1) @ weights.T
+            return adapter.answer_scale * F.normalize(model.encode_image(images), dim=-1) @ weights.T
 
     towers = adapter.towers(adapter.config)
     return Written(

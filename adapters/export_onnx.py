@@ -109,13 +109,13 @@ def trace(job: Job, what: str) -> Any:
                 verbose=False,
             )
             assert program is not None
-            number = program.model.graph.inputs[0].shape[0]
+            shape = program.model.graph.inputs[0].shape
     except LimpetError:
         raise
     except Exception as error:  # the exporter raises anything, for reasons of its own
         raise CannotExport(_refusal(job, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")) from error
-    if isinstance(number, int):
-        raise CannotExport(_refusal(job, f"it would hold for {number} images at once and no other number"))
+    if shape is None or isinstance(shape[0], int):
+        raise CannotExport(_refusal(job, "it would hold for one number of images at once and no other"))
     return program
 
 

@@ -60,7 +60,7 @@ def write(job: Job, folder: Path) -> Written:
 
     def answer(images: Tensor) -> Tensor:
         with torch.no_grad():
-            scores: Tensor = adapter.scale * F.normalize(image(images), dim=-1) @ weights.T
+            scores: Tensor = adapter.answer_scale * F.normalize(image(images), dim=-1) @ weights.T
             return scores
 
     return Written(

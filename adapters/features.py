@@ -47,6 +47,7 @@ class CachedFeatures:
         progress: Whether to show progress where computing takes longer than two seconds.
         batch_size: Images per forward pass of the backbone.
         layer: "output" for features, "tokens" for patch tokens.
+        block: With "tokens": those behind this block of the image tower; None for those behind all of them.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class CachedFeatures:
         progress: bool = True,
         batch_size: int = 64,
         layer: str = "output",
+        block: int | None = None,
     ) -> None:
         datamodule.setup()
         regional = set(getattr(datamodule, "offers", ())) & set(getattr(datamodule, "keys", ()))
@@ -70,9 +72,10 @@ class CachedFeatures:
         self.plain = augment is None or augment.preset == "none"
         self.view_count = 1 if self.plain else max(int(views), 1)
         self.progress, self.batch_size, self.layer = progress, batch_size, layer
+        self.block = block
         self.key = "tokens" if layer == "tokens" else "feature"
         self.shape: tuple[int, ...] = (
-            token_shape(backbone) if layer == "tokens" else (int(backbone.embed_dim),)
+            token_shape(backbone, block) if layer == "tokens" else (int(backbone.embed_dim),)
         )
         self.samples: Mapping[str, list[Any]] = _Samples(self)
         self._parent: CachedFeatures | None = None
@@ -131,7 +134,7 @@ class CachedFeatures:
         """Another view of the same images, on the same features."""
         child = CachedFeatures(
             datamodule, self.backbone, self.augment, self.seed, self.view_count,
-            progress=self.progress, batch_size=self.batch_size, layer=self.layer,
+            progress=self.progress, batch_size=self.batch_size, layer=self.layer, block=self.block,
         )  # fmt: skip
         child._parent = self
         return child
@@ -235,7 +238,7 @@ class CachedFeatures:
 
     def _encode(self, images: Tensor) -> Tensor:
         if self.layer == "tokens":
-            return image_token_features(self.backbone, images)
+            return image_token_features(self.backbone, images, self.block)
         encoded: Tensor = self.backbone.encode_image(images, normalize=False)
         return encoded
 
@@ -252,7 +255,7 @@ class CachedFeatures:
                     for k in ("activation", "precision", "vision_heads", "image_size")
                 },
                 "preprocessing": spec.preprocessing,
-                "layer": self.layer,
+                "layer": self.layer if self.block is None else f"{self.layer} of block {self.block}",
                 "normalised": False,
                 "device": torch.device(self.backbone.device).type,  # rounding differs
                 "augment": None,

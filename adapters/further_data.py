@@ -1,4 +1,4 @@
-"""`evaluate.others`, `evaluate.shift` and `stream.tasks`: data sections of further data sets, read from a recipe."""
+"""Tables of sections, read from a recipe: data sets of `evaluate.others`, `evaluate.shift` and `stream.tasks`, and wordings."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import RecipeError, nearest
-from .nodes import Node, Scalar, Section, describe, merge
-from .sections import OtherImages, ShiftedImages, TaskData
+from .nodes import Items, Node, Scalar, Section, describe, merge
+from .sections import OtherImages, ShiftedImages, TaskData, WordingConfig
 from .validate import build
 
 KINDS: dict[str, type[OtherImages | TaskData]] = {"others": OtherImages, "shift": ShiftedImages, "tasks": TaskData}
 PLACES = {"others": "evaluate", "shift": "evaluate", "tasks": "stream"}
+WORDINGS = "wordings"
 _SHARED = ("batch_size", "num_workers", "strict", "sampling", "split_seed")  # kept with another data module, too
 
 
 def take_out(tree: Section) -> tuple[Section, dict[str, Section]]:
-    """The recipe without its further data sections, and these by kind.
+    """The recipe without its further data sections and wordings, and these by kind.
 
     Raises:
         RecipeError: one of them is not a section of keys.
     """
     taken: dict[str, Section] = {}
     items = dict(tree.items)
-    for kind, place in PLACES.items():
+    for kind, place in (*PLACES.items(), (WORDINGS, "evaluate")):
         holder = items.get(place)
         if isinstance(holder, Section) and kind in holder.items:
             taken[kind] = _section(holder.items[kind], f"{place}.{kind}")
@@ -68,6 +69,27 @@ def read(
         if isinstance(main, Scalar) and main.text != word:
             start = Section({k: v for k, v in data.items.items() if k in _SHARED}, data.origin, data.keys)
         result[name] = build(_schema(schemas[word], kind), merge(start, section), path, around)
+    return result
+
+
+def read_wordings(entries: Section, around: Mapping[str, Any]) -> dict[str, WordingConfig]:
+    """Fill `evaluate.wordings`; a text or a list of texts stands for the templates.
+
+    Raises:
+        RecipeError: "file:line: what is wrong".
+    """
+    result: dict[str, WordingConfig] = {}
+    for name, node in entries.items.items():
+        path = f"evaluate.{WORDINGS}.{name}"
+        place = entries.keys.get(name, node.origin)
+        if not name.strip():
+            raise RecipeError(f"{place}: an entry of evaluate.{WORDINGS} has an empty name.")
+        short = isinstance(node, Items) or (isinstance(node, Scalar) and not node.is_null)
+        section = Section({"templates": node}, node.origin, {"templates": place}) if short else _section(node, path)
+        result[name] = build(WordingConfig, section, path, around)
+        bad = next((t for t in result[name].templates if t.count("{}") != 1), None)
+        if bad is not None:
+            raise RecipeError(f"{place}: the template '{bad}' of {path} needs one {{}}, where the class name goes.")
     return result
 
 

@@ -44,6 +44,7 @@ class Prediction:
         calibrated_top: The same for each class of `top`; empty where the adapter has no temperature.
         abstained: Whether the answer is less sure than the threshold asked for; `label` says what it would be.
         note: What to know of how the image was read (an animation's first frame); None for nothing.
+        because: What speaks for the label, in words with a number, strongest first; empty where the method says nothing.
     """
 
     path: str
@@ -55,6 +56,7 @@ class Prediction:
     calibrated_top: list[float] = field(default_factory=list)
     abstained: bool = False
     note: str | None = None
+    because: list[tuple[str, float]] = field(default_factory=list)
 
     @property
     def confidence(self) -> float:
@@ -110,6 +112,8 @@ class Classifier:
             ArtifactError: If it is missing, damaged or does not fit the backbone.
         """
         adapter = load_adapter(path, version, backbone, device, plugins)
+        if adapter.task != "classification":
+            raise LimpetError(f"'{adapter.name}' does not classify images (its task is {adapter.task}).")
         classifier = cls(adapter)
         classifier.info = dict(artifact.load_info(path, version).get("info") or {})
         classifier.calibration = Calibration.from_dict(classifier.info.get("calibration"))
@@ -120,6 +124,13 @@ class Classifier:
         """Names of the classes, in the order of the probabilities."""
         return list(self.adapter.classes.names)
 
+    @property
+    def explains(self) -> bool:
+        """Whether predictions say in words what speaks for them."""
+        from .adapter import Adapter
+
+        return type(self.adapter).evidence is not Adapter.evidence
+
     def text(self, name: str) -> str:
         """The words that stand for a class in prompts."""
         return str(self.adapter.classes.text(name))
@@ -127,6 +138,15 @@ class Classifier:
     @torch.no_grad()  # not inference mode: what the adapter remembers is used with gradients by `limpet explain`
     def scores(self, images: Tensor) -> Tensor:
         """Return logits (B, C), float64 on the CPU, of preprocessed images (B, 3, H, W)."""
+        return self._logits(self._batch(images))
+
+    @torch.no_grad()
+    def _logits(self, batch: dict[str, Any]) -> Tensor:
+        return self.adapter.logits(batch).double().cpu()
+
+    @torch.no_grad()
+    def _batch(self, images: Tensor) -> dict[str, Any]:
+        """What the adapter reads of preprocessed images."""
         images = images.to(self.backbone.device)
         count = len(images)
         batch: dict[str, Any] = {"path": [""] * count, "index": torch.arange(count)}
@@ -134,7 +154,7 @@ class Classifier:
             batch["feature"] = self.backbone.encode_image(images, normalize=False).float()
         else:
             batch["image"] = images
-        return self.adapter.logits(batch).double().cpu()
+        return batch
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Return class probabilities (B, C), float64 on the CPU, of preprocessed images (B, 3, H, W)."""
@@ -248,21 +268,25 @@ class Classifier:
         self, batch: Sequence[tuple[str, Tensor | str, str | None]], top: int, threshold: float
     ) -> Iterator[Prediction]:
         good = [image for _, image, _ in batch if isinstance(image, Tensor)]
-        answers: Iterator[tuple[list[float], list[float], list[int]]] = iter(())
+        answers: Iterator[tuple[list[float], list[float], list[int], list[tuple[str, float]]]] = iter(())
         if good:
-            logits = self.scores(torch.stack(good))
+            given = self._batch(torch.stack(good))
+            logits = self._logits(given)
             values, indices = logits.softmax(-1).topk(top, dim=-1)
             temperature = None if self.calibration is None else self.calibration.temperature
             scaled = [[]] * len(good) if temperature is None else (logits / temperature).softmax(-1).gather(1, indices).tolist()
-            answers = zip(values.tolist(), scaled, indices.tolist(), strict=True)
+            because: list[list[tuple[str, float]]] = [[]] * len(good)
+            if self.explains:
+                because = self.adapter.evidence(given, indices[:, 0].tolist())
+            answers = zip(values.tolist(), scaled, indices.tolist(), because, strict=True)
         names = self.classes
         for path, image, note in batch:
             if isinstance(image, str):
                 yield Prediction(path, None, 0.0, [], image)
                 continue
-            plain, calibrated, chosen = next(answers)
+            plain, calibrated, chosen, reasons = next(answers)
             best = [(names[index], value) for index, value in zip(chosen, plain, strict=True)]
             confidence = calibrated[0] if calibrated else best[0][1]
             yield Prediction(
-                path, *best[0], best, None, calibrated[0] if calibrated else None, calibrated, confidence < threshold, note
+                path, *best[0], best, None, calibrated[0] if calibrated else None, calibrated, confidence < threshold, note, reasons
             )

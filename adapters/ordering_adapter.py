@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class OrderingAdapter(Adapter):
     """An adapter whose classes are categories, their texts instructions, and whose answer is one score an image.
 
-    Scores are turned into units of the values by `slope * score + offset` (both are saved); where `in_units` is false
-    they only order.
+    Scores are turned into units of the values by `slope * score + offset`, one of each for every category, since one may
+    be counted and another measured in metres; where `fitted` is false, scores only order. All three are saved.
     """
 
     task: ClassVar[str] = "ordering"
@@ -29,15 +29,21 @@ class OrderingAdapter(Adapter):
     fitted: Tensor
 
     @classmethod
+    def per_class(cls, config: Any, spec: BackboneSpec) -> tuple[str, ...]:
+        """Units are those of a category."""
+        return ("slope", "offset", "fitted")
+
+    @classmethod
     def batch_keys(cls, config: Any, spec: BackboneSpec) -> tuple[str, ...]:
         """Training batches are lists with values and an instruction."""
         return ("value", "instruction")
 
     def build(self) -> None:
-        """Register slope and offset."""
-        self.register_buffer("slope", torch.ones((), dtype=torch.float64))
-        self.register_buffer("offset", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+        """Register slopes and offsets (C,)."""
+        count = len(self._trained)
+        self.register_buffer("slope", torch.ones(count, dtype=torch.float64))
+        self.register_buffer("offset", torch.zeros(count, dtype=torch.float64))
+        self.register_buffer("fitted", torch.zeros(count, dtype=torch.bool))
 
     @abstractmethod
     def scores(self, batch: Batch) -> Tensor:
@@ -47,14 +53,32 @@ class OrderingAdapter(Adapter):
         """The scores as a column (B, 1)."""
         return self.scores(batch)[:, None]
 
-    @property
-    def in_units(self) -> bool:
-        """Whether `units` gives values in the units of the data."""
-        return bool(self.fitted)
+    def rows(self, batch: Batch) -> Tensor:
+        """For each image, the row of its category among those trained on (B,); -1 where it is none of them."""
+        place = {name: i for i, name in enumerate(self._trained)}
+        row_of = torch.tensor([place.get(name, -1) for name in self.classes.names], device=self.slope.device)
+        if "label" in batch:
+            return row_of[batch["label"].to(row_of.device)]
+        return row_of[:1].expand(len(batch["value"]))  # a list of the first category
 
-    def units(self, scores: Tensor) -> Tensor:
-        """Scores (B,) in the units of the values, float64."""
-        return scores.double() * self.slope.to(scores.device) + self.offset.to(scores.device)
+    def units(self, scores: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (B,) in the units of the values of their categories, float64, and where (B,) there are such units.
+
+        Args:
+            scores: (B,).
+            rows: (B,), as `rows` gives them; a score of another category, or of one that nothing was fitted for, stays.
+        """
+        rows = rows.to(scores.device)
+        known = (rows >= 0) & self.fitted.to(scores.device)[rows]
+        scaled = scores.double() * self.slope.to(scores.device)[rows] + self.offset.to(scores.device)[rows]
+        return torch.where(known, scaled, scores.double()), known
+
+    def row_of(self, instruction: str) -> int:
+        """The row of the one category that was trained with this instruction, else -1."""
+        if not self.follows_instructions and len(self._trained) == 1:
+            return 0
+        named = [name for name in self.classes.names if instruction in self.classes.texts[name] and name in self._trained]
+        return self._trained.index(named[0]) if len(named) == 1 else -1
 
     def instructions(self, batch: Batch) -> list[str]:
         """The instruction of every image of a batch: its own, else that of its category."""
@@ -66,24 +90,25 @@ class OrderingAdapter(Adapter):
         """The instructions this adapter was fitted with."""
         return [text for name in self.classes.names for text in self.classes.texts[name]]
 
-    def fit_units(self, scores: Tensor, values: Tensor) -> None:
-        """Fit slope and offset by least squares; a slope that would turn the order round is not taken."""
-        x, y = scores.double(), values.double()
-        spread = ((x - x.mean()) ** 2).sum()
-        slope = ((x - x.mean()) * (y - y.mean())).sum() / spread if float(spread) > 0 else torch.zeros(())
-        if float(slope) > 0:
-            self.slope.copy_(slope)
-            self.offset.copy_(y.mean() - slope * x.mean())
-            self.fitted.fill_(True)
+    def fit_units(self, scores: Tensor, values: Tensor, rows: Tensor) -> None:
+        """Fit slopes and offsets by least squares; a slope that would turn an order round is not taken.
+
+        Args:
+            scores: (N,).
+            values: (N,).
+            rows: (N,), of the categories.
+        """
+        for row in range(len(self.slope)):
+            x, y = scores[rows == row].double(), values[rows == row].double()
+            spread = ((x - x.mean()) ** 2).sum()
+            slope = float(((x - x.mean()) * (y - y.mean())).sum() / spread) if len(x) and float(spread) > 0 else 0.0
+            if slope > 0:
+                self.slope[row], self.offset[row], self.fitted[row] = slope, float(y.mean() - slope * x.mean()), True
 
     @torch.no_grad()
     def fit_units_on(self, batches: Sequence[Batch]) -> None:
         """Fit slope and offset on held-out batches, where there are any."""
         if batches:
             scores = torch.cat([self.scores(batch) for batch in batches])
-            self.fit_units(scores, torch.cat([batch["value"].to(scores.device) for batch in batches]))
-
-
-def values_of(batches: Iterable[Batch]) -> Tensor:
-    """All values of some batches (N,), float64."""
-    return torch.cat([batch["value"].double().cpu() for batch in batches])
+            values = torch.cat([batch["value"].to(scores.device) for batch in batches])
+            self.fit_units(scores, values, torch.cat([self.rows(batch).to(scores.device) for batch in batches]))

@@ -53,9 +53,10 @@ def unit_metrics(estimates: Array, values: Array) -> dict[str, float]:
 
 
 def averaged(each: Sequence[dict[str, float] | None]) -> dict[str, float]:
-    """Mean over the categories that have an order."""
+    """Mean over the categories that have an order; what only some of them have (MAE) is left out."""
     have = [one for one in each if one is not None]
-    return {key: float(np.mean([one[key] for one in have])) for key in (have[0] if have else ())}
+    keys = [key for key in (have[0] if have else ()) if all(key in one for one in have)]
+    return {key: float(np.mean([one[key] for one in have])) for key in keys}
 
 
 def intervals(
@@ -90,8 +91,12 @@ def intervals(
     found = {}
     for key, one in draws.items():
         if one:
-            low, high = np.nanpercentile(np.nanmean(np.stack(one), 0), [tail, 100 - tail])
-            found[key] = [float(low), float(high)]
+            each = np.stack(one)  # a draw of equal values alone has no order
+            known = np.isfinite(each).sum(0)
+            means = np.nansum(each, 0)[known > 0] / known[known > 0]
+            if len(means):
+                low, high = np.percentile(means, [tail, 100 - tail])
+                found[key] = [float(low), float(high)]
     return found
 
 

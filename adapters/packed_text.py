@@ -5,7 +5,8 @@ A prompt is [beginning | rest_c]. In a causal tower no beginning token sees a re
 so the beginning (start of text, and a context that all classes share) is run once and the padding never. All
 tokens travel as one matrix (G, P + T, W), G beginnings (1, or one per image) each followed by the rests of
 all classes; only attention knows the layout. Rests are sorted by length, so those of one length lie together
-and need neither padding nor copies of the beginning's keys. In the last block only the tokens that are read
+and need neither padding nor copies of the beginning's keys. Where all rests together are short, one masked product
+of all rows costs less than a product for each length. In the last block only the tokens that are read
 out (one per prompt) are computed.
 """
 
@@ -24,6 +25,8 @@ from torch.nn import functional as F
 from .blocks import project_out, project_part, project_qkv, residual
 from .towers import TextTower
 
+TOGETHER = 256  # packed rows up to which attention is one masked product: its square is small beside the linear layers
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -34,12 +37,14 @@ class Layout:
         buckets: (length, how many rests have it), in packed order.
         place: place of each packed token within its rest (T,).
         ends: packed row of each prompt's last token, in packed order (C,).
+        hidden: which rows (of beginning and rests) each row does not see (P + T, P + T); None: too many rows for that.
     """
 
     start: int
     buckets: tuple[tuple[int, int], ...]
     place: Tensor
     ends: Tensor
+    hidden: Tensor | None = None
 
     @classmethod
     def of(cls, lengths: Sequence[int], start: int, device: torch.device) -> Layout:
@@ -48,7 +53,14 @@ class Layout:
         counts = torch.tensor(lengths)
         ends = counts.cumsum(0) - 1
         firsts = torch.repeat_interleave(ends + 1 - counts, counts)
-        return cls(start, buckets, (torch.arange(len(firsts)) - firsts).to(device), ends.to(device))
+        place = torch.arange(len(firsts)) - firsts
+        hidden = None
+        if len(buckets) > 1 and len(firsts) <= TOGETHER:
+            owner = torch.cat([torch.full((start,), -1), firsts])
+            order = torch.arange(len(owner))
+            seen = (owner[None] == -1) | (owner[None] == owner[:, None])
+            hidden = (~seen | (order[None] > order[:, None])).to(device)
+        return cls(start, buckets, place.to(device), ends.to(device), hidden)
 
     @property
     def tokens(self) -> int:
@@ -105,6 +117,8 @@ def _overwrite(x: Tensor, vectors: Tensor, layout: Layout) -> Tensor:
 
 def _attention(attention: Any, h: Tensor, layout: Layout) -> Tensor:
     """Causal self-attention of packed prompts (G, P + T, W), all rows."""
+    if layout.hidden is not None:
+        return _masked(attention, *project_qkv(attention, h), layout.hidden)
     start = layout.start
     (qp, q), (kp, k), (vp, v) = (
         (t[:, :start].transpose(1, 2), t[:, start:]) for t in project_qkv(attention, h)
@@ -131,9 +145,10 @@ def _last_attention(attention: Any, h: Tensor, layout: Layout) -> Tensor:
     """The same for the last token of every prompt alone; it sees its whole prompt, so nothing is masked."""
     start = layout.start
     (q,) = project_part(attention, h.index_select(1, start + layout.ends), 0, 1)
-    (kp, k), (vp, v) = (
-        (t[:, :start].transpose(1, 2), t[:, start:]) for t in project_part(attention, h, 1, 3)
-    )
+    keys, values = project_part(attention, h, 1, 3)
+    if layout.hidden is not None:
+        return _masked(attention, q, keys, values, layout.hidden[start + layout.ends])
+    (kp, k), (vp, v) = ((t[:, :start].transpose(1, 2), t[:, start:]) for t in (keys, values))
     q = q * q.shape[-1] ** -0.5
     to_start = q.transpose(1, 2) @ kp.transpose(-1, -2)
     out, end, done = [], 0, 0
@@ -145,6 +160,13 @@ def _last_attention(attention: Any, h: Tensor, layout: Layout) -> Tensor:
         shared = to_start[:, :, here].unsqueeze(3).transpose(1, 2)
         out.append(_mix(shared, own, vp, vb))
     return project_out(attention, torch.cat(out, 1).flatten(2))
+
+
+def _masked(attention: Any, q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
+    """Attention of rows (G, R, H, d) to rows (G, K, H, d) but for those hidden (R, K); projected (G, R, W)."""
+    q, k, v = (t.transpose(1, 2) for t in (q * q.shape[-1] ** -0.5, k, v))
+    weights = (q @ k.transpose(-1, -2)).masked_fill(hidden, float("-inf")).softmax(-1).to(v.dtype)
+    return project_out(attention, (weights @ v).transpose(1, 2).flatten(2))
 
 
 def _bucket(rows: Tensor, count: int) -> Tensor:

@@ -70,6 +70,11 @@ def predict_command(
         folder = resolve_run(str(run))
     if out is not None:
         check_target(out)
+    from .predict_regions import command
+
+    answered = command(folder, path, out, top or 1, console, _fresh)
+    if answered is not None:
+        return answered
     images = find_sources(path)
     if task_of_artefact(folder) == "ordering":
         from .predict_order import order_command
@@ -152,6 +157,8 @@ def _write(
     }  # fmt: skip
     for rank in range(2, top + 1):
         columns |= {f"top{rank}": str, f"probability{rank}": float, f"calibrated{rank}": float}
+    if classifier.explains:
+        columns["because"] = str
     columns["error"] = str
     with writing(target, columns) as writer, Progress("Predicting", len(images)) as progress:
         for one in classifier.predict(images, top=top, threshold=threshold):
@@ -179,6 +186,8 @@ def _row(classifier: Classifier, one: Prediction) -> dict[str, Any]:
         row |= {f"top{rank}": name, f"probability{rank}": probability}
         if one.calibrated_top:
             row[f"calibrated{rank}"] = one.calibrated_top[rank - 1]
+    if classifier.explains:
+        row["because"] = "; ".join(f"{words} ({number:.3f})" for words, number in one.because)
     return row
 
 
@@ -233,6 +242,9 @@ def _show(console: Console, first: list[Prediction], images: Sequence[str]) -> N
     table.add_column("probability", justify="right")
     if calibrated:
         table.add_column("calibrated", justify="right")
+    explained = any(one.because for one in first)
+    if explained:
+        table.add_column("because", overflow="fold")
     common = common_folder(images)
     for one in first:
         path = Path(one.path)
@@ -242,7 +254,9 @@ def _show(console: Console, first: list[Prediction], images: Sequence[str]) -> N
             continue
         label = Text(f"{one.label} (abstained)", style="dim") if one.abstained else Text(str(one.label))
         cells: list[Text | str] = [name, label, f"{one.probability:.3f}"]
-        table.add_row(*cells, *([f"{one.calibrated:.3f}"] if one.calibrated is not None else []))
+        cells += [f"{one.calibrated:.3f}" if one.calibrated is not None else ""] if calibrated else []
+        cells += [Text("\n".join(f"{number:.2f} {words}" for words, number in one.because[:2]))] if explained else []
+        table.add_row(*cells)
     console.print(table)
 
 

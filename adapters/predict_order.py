@@ -151,7 +151,7 @@ def sheet(
 
 
 def _picture(one: Ranked, values: Mapping[str, float], away: Mapping[str, float]) -> Picture:
-    title = f"{one.score:.3g}" if one.estimate is None else f"{one.estimate:.3g}"
+    title = f"{one.score:.3g}"
     if one.path not in values:
         return Picture(one.rank, one.path, title)
     return Picture(one.rank, one.path, title, f"value {values[one.path]:g}", abs(away.get(one.path, 0.0)) > _FAR)
@@ -180,14 +180,10 @@ def _write(
     found: Sequence[Ranked], broken: Sequence[Ranked], values: Mapping[str, float], away: Mapping[str, float], out: Path
 ) -> None:
     columns = ["rank", "path", "score"]
-    estimated = found[0].estimate is not None
-    columns += ["estimate"] if estimated else []
     columns += ["value", "displacement"] if away else []
     rows = []
     for one in found:
         row: dict[str, Any] = {"rank": one.rank, "path": cell(_printable(one.path)), "score": f"{one.score:.6f}"}
-        if estimated:
-            row["estimate"] = f"{one.estimate:.6f}"
         if away:
             row["value"] = values.get(one.path, "")
             row["displacement"] = f"{away[one.path]:.6f}" if one.path in away else ""
@@ -205,9 +201,7 @@ def _show(console: Console, found: Sequence[Ranked], values: Mapping[str, float]
     table.add_column("rank", justify="right")
     table.add_column("image", overflow="fold")
     table.add_column("score", justify="right")
-    estimated, valued = found[0].estimate is not None, bool(values)
-    if estimated:
-        table.add_column("estimate", justify="right")
+    valued = bool(values)
     if valued:
         table.add_column("value", justify="right")
     gap = len(found) > 2 * _ENDS
@@ -217,7 +211,6 @@ def _show(console: Console, found: Sequence[Ranked], values: Mapping[str, float]
         path = Path(one.path)
         name = path.relative_to(common) if path.is_relative_to(common) else path
         cells: list[Any] = [str(one.rank), Text(_printable(str(name))), f"{one.score:.3f}"]
-        cells += [f"{one.estimate:.2f}"] if estimated else []
         cells += [f"{values[one.path]:g}" if one.path in values else ""] if valued else []
         table.add_row(*cells)
     console.print(table)

@@ -30,15 +30,15 @@ class Ranked:
     Attributes:
         path: the image's path as given; its position for an image given as an object.
         rank: 1 for the greatest score; 0 where the image could not be read.
-        score: the score; only the order of scores means something.
-        estimate: the score in the units of the training values; None where the method has none.
+        score: the score, in the units of the training values where `in_units`; else only its order means something.
+        in_units: whether the score is in the units of the values of the instruction's category.
         error: why the image could not be read; None where it could.
     """
 
     path: str
     rank: int
     score: float
-    estimate: float | None = None
+    in_units: bool = False
     error: str | None = None
 
 
@@ -108,7 +108,8 @@ class Ranker:
         if needs == "features":
             batch["feature"] = self.backbone.encode_image(images, normalize=False)
         elif needs == "patches":
-            batch["tokens"] = image_token_features(self.backbone, images)
+            block = self.adapter.token_block(self.adapter.config, self.backbone.spec)
+            batch["tokens"] = image_token_features(self.backbone, images, block)
         else:
             batch["image"] = images
         rows = [self.adapter.scores({**batch, "instruction": [text] * count}) for text in instructions]
@@ -143,17 +144,17 @@ class Ranker:
             if progress is not None:
                 progress.advance(len(batch))
         scores = torch.cat(columns, 1) if columns else torch.zeros(len(instructions), 0)
-        return [self._ordered(names, errors, row) for row in scores]
+        return [self._ordered(names, errors, row, text) for row, text in zip(scores, instructions, strict=True)]
 
-    def _ordered(self, names: Sequence[str], errors: Sequence[str | None], scores: Tensor) -> list[Ranked]:
-        estimates = self.adapter.units(scores) if self.adapter.in_units else None
+    def _ordered(
+        self, names: Sequence[str], errors: Sequence[str | None], scores: Tensor, instruction: str
+    ) -> list[Ranked]:
+        scaled, known = self.adapter.units(scores, torch.full((len(scores),), self.adapter.row_of(instruction)))
         readable = [name for name, error in zip(names, errors, strict=True) if error is None]
-        found = []
-        for rank, n in enumerate(torch.argsort(scores, descending=True, stable=True).tolist(), start=1):
-            estimate = None if estimates is None else float(estimates[n])
-            found.append(Ranked(readable[n], rank, float(scores[n]), estimate))
+        order = torch.argsort(scores, descending=True, stable=True).tolist()
+        found = [Ranked(readable[n], rank, float(scaled[n]), bool(known[n])) for rank, n in enumerate(order, start=1)]
         broken = [(name, error) for name, error in zip(names, errors, strict=True) if error is not None]
-        return found + [Ranked(name, 0, 0.0, None, error) for name, error in broken]
+        return found + [Ranked(name, 0, 0.0, error=error) for name, error in broken]
 
     def _decoded(self, images: Iterable[Any], batch_size: int, threads: int) -> Iterator[list[tuple[str, Tensor | str]]]:
         numbered = iter(enumerate(images))

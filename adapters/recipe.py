@@ -16,10 +16,11 @@ from typing import Any, TypeVar
 from .compose import Composed, compose, find_recipe, packaged_folder, packaged_names
 from .emit import escape, lines, written
 from .errors import RecipeError, RunError, nearest
-from .further_data import PLACES, read, take_out
+from .further_data import PLACES, WORDINGS, read, read_wordings, take_out
 from .nodes import Items, Node, Scalar, Section, describe, plain_data
 from .sections import (
     LOGGERS,
+    POOLINGS,
     PROTOCOLS,
     BackboneConfig,
     ClassesConfig,
@@ -232,13 +233,15 @@ def _check(composed: Composed) -> Recipe:
 def _read_further(
     filled: Any, further: Mapping[str, Section], tree: Section, origins: dict[str, str]
 ) -> None:
-    """Fill `evaluate.others`, `evaluate.shift` and `stream.tasks`; a cross-dataset run needs one of the first."""
+    """Fill `evaluate.others`, `evaluate.shift`, `evaluate.wordings` and `stream.tasks`; a cross-dataset run needs the first."""
     data = tree.items["data"]
     assert isinstance(data, Section)
     schemas: dict[str, type] = importlib.import_module(".datamodules.configs", __package__).SCHEMAS
     around = {k: getattr(filled, k) for k in ("seed", "backbone", "data", "trainer", "run")}
     around = {k: v if isinstance(v, int) else dataclasses.asdict(v) for k, v in around.items()}
-    for kind, entries in further.items():
+    if WORDINGS in further:
+        filled.evaluate.wordings = read_wordings(further[WORDINGS], _escaped(around))
+    for kind, entries in ((k, e) for k, e in further.items() if k in PLACES):
         holder = getattr(filled, PLACES[kind])
         setattr(holder, kind, read(kind, entries, data, schemas, _escaped(around)))
         for name, entry in getattr(holder, kind).items():
@@ -388,6 +391,7 @@ def _check_values(filled: Any, tree: Section, origins: Mapping[str, str]) -> Non
                 f"{place}: data.{key} is '{word}', not one of {', '.join(known)}.{nearest(word, known)}"
             )
     _check_pairs(filled, origins)
+    _check_retrieval(filled.evaluate.retrieval, origins)
     if not filled.optim.lr:
         raise RecipeError(f"{origins['optim.lr']}: optim.lr is 0: nothing would be learned.")
     _check_loggers(filled.trainer.loggers, origins.get("trainer.loggers", "default"))
@@ -423,6 +427,25 @@ def _check_pairs(filled: Any, origins: Mapping[str, str]) -> None:
     betas = filled.optim.betas
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise RecipeError(f"{origins['optim.betas']}: optim.betas is {betas}; it is two numbers below 1.")
+
+
+def _check_retrieval(section: Any, origins: Mapping[str, str]) -> None:
+    """Poolings that exist, each once; numbers k from 1 on."""
+    place = origins.get("evaluate.retrieval.pooling", "default")
+    for word in section.pooling:
+        if word not in POOLINGS:
+            raise RecipeError(
+                f"{place}: evaluate.retrieval.pooling names '{word}', not one of {', '.join(POOLINGS)}."
+                f"{nearest(word, POOLINGS)}"
+            )
+    if not section.pooling or len(set(section.pooling)) < len(section.pooling):
+        raise RecipeError(f"{place}: evaluate.retrieval.pooling is {section.pooling}; name each pooling once.")
+    if not section.k or min(section.k) < 1:
+        place = origins.get("evaluate.retrieval.k", "default")
+        raise RecipeError(f"{place}: evaluate.retrieval.k is {section.k}; give numbers from 1 on, like [1, 5, 10].")
+    if section.crop_share > 1:
+        place = origins.get("evaluate.retrieval.crop_share", "default")
+        raise RecipeError(f"{place}: evaluate.retrieval.crop_share is {section.crop_share}; the most it can be is 1.")
 
 
 def _item_origin(tree: Section, key: str, index: int, origins: Mapping[str, str]) -> str:

@@ -67,6 +67,11 @@ class RegionAdapter(Adapter):
         """Boxes and masks, and crops only where they are looked at."""
         return ("label", "boxes", "masks", *(("crops",) if config.region == "crop" else ()))
 
+    @classmethod
+    def image_alone(cls, config: Any, spec: BackboneSpec) -> str | None:
+        """Answers depend on boxes or masks, which an exported graph of images does not get."""
+        return f"'{cls.variant(config)}' looks at the boxes or masks that come with an image, so the image alone is not enough."
+
     def build(self) -> None:
         """Say where the paper's blocks were fitted to another depth."""
         config, spec = self.config, self.backbone.spec
@@ -126,16 +131,26 @@ class RegionAdapter(Adapter):
         if way == "foveal":
             rows = [self.rows(box, mask) for box, mask in zip(given, masks, strict=True)]
             return list(torch.split(self.foveal_features(images, rows), counts))
-        if way == "crop":
+        if way == "crop" and crops in batch:
             parts = [part.to(images) for part in batch[crops]] if sum(counts) else []
         else:
             parts = [blackened(image, box, mask) for image, box, mask in zip(images, given, masks, strict=True)]
         feature = self.plain_features(torch.cat(parts)) if sum(counts) else self.plain_features(images)[:0]
         return list(torch.split(feature, counts))
 
+    def logits_of_regions(self, batch: Batch) -> Tensor:
+        """Scores (sum of K_i, C) of every region on its own; of an image without regions its own (K_i = 1)."""
+        found = self.region_features(batch)
+        plain = self.plain_features(batch["image"].to(self.backbone.device))
+        features = torch.cat([one if len(one) else plain[i : i + 1] for i, one in enumerate(found)])
+        return self.backbone.logit_scale * features @ self.class_weights().T
 
-def blackened(image: Tensor, boxes: Tensor | None, masks: Tensor | None = None) -> Tensor:
-    """An image (3, H, W) once for each region (K, 3, H, W), with all outside it black (the mean colour of CLIP's inputs)."""
+
+def blackened(image: Tensor, boxes: Tensor | None, masks: Tensor | None = None, together: bool = False) -> Tensor:
+    """An image (3, H, W) once for each region (K, 3, H, W), or once for all, with what is outside in CLIP's mean colour.
+
+    The mean colour is 0 for the network. Published code uses black pixels; neither is part of the picture.
+    """
     height, width = image.shape[-2:]
     inside = []
     if boxes is not None and len(boxes):
@@ -144,7 +159,8 @@ def blackened(image: Tensor, boxes: Tensor | None, masks: Tensor | None = None) 
         inside.append(mask_cells(masks, (height, width)))
     if not inside:
         return image[None][:0]
-    return image[None] * torch.cat(inside).to(image)[:, None]
+    shown = torch.cat(inside)
+    return image[None] * (shown.any(0, keepdim=True) if together else shown).to(image)[:, None]
 
 
 def check(config: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from . import continual_report, csv_files, files
 from .compare import harmonic_mean, read_metrics
 from .compare_plots import environment
+from .report_extras import extras
 from .report_parts import Picture, is_right, learning_curves, reliability, surest
 
 Row = dict[str, str]
@@ -84,6 +85,7 @@ def render(
             headline=continual_report.headline(metrics) or _headline(metrics, wrong, shown),
             columns=_columns(metrics),
             table=_table(metrics),
+            extras=extras(metrics),
             space=SPACES.get(space, (space, "")),
             groups=_bars(classes, metrics),
             matrix=_matrix(shown, texts),
@@ -167,8 +169,10 @@ def _table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     zero = metrics.get("zero_shot") or {}
     for space, values in metrics["results"].items():
+        controls = [(name.replace("_", " "), c.get(space)) for name, c in (metrics.get("controls") or {}).items()]
         for who, numbers in (
             (metrics.get("method", "this run"), values),
+            *controls,
             ("without training", zero.get(space)),
         ):
             if numbers and not (who == "without training" and metrics.get("method") == "zero_shot"):
@@ -179,7 +183,7 @@ def _table(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
                 rows.append({
                     "space": _title(space), "who": who, "cells": cells,
                     "images": numbers.get("images", ""), "classes": numbers.get("classes", ""),
-                    "own": who != "without training",
+                    "own": numbers is values,
                 })  # fmt: skip
     return rows
 

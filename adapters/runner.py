@@ -17,7 +17,7 @@ import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from . import __version__, artifact, files, show
+from . import __version__, artifact, files, more_measures, show
 from .callbacks.base_to_new import Spaces, label_spaces, measure
 from .callbacks.checkpoint import KeepBest, ResumeCheckpoint
 from .callbacks.cross_dataset import OTHER, Target, measure_targets
@@ -113,7 +113,7 @@ def execute(session: Session, run_dir: Path) -> Path:
     seconds["fit"] = time.monotonic() - started - sum(seconds.values())
     spaces = measure(session.adapter, data, label_spaces(session.classes, recipe.protocol))
     task = task_of(session.adapter)
-    reference = task.reference(session.backbone, session.classes)
+    reference = session.adapter.reference() or task.reference(session.backbone, session.classes)
     plain = frozen(session, data) if reference.task == "classification" else with_features(session, reference)
     zero_shot = measure(reference, plain, label_spaces(session.classes, recipe.protocol))
     targets = ready(session.targets, session.backbone, session.needs == "features", recipe.seed)
@@ -124,6 +124,7 @@ def execute(session: Session, run_dir: Path) -> Path:
     metrics = metrics_of(session, data, manifest, spaces, zero_shot)
     if targets:
         metrics |= transfer_metrics(targets, spaces, zero_shot)
+    metrics |= more_measures.measure_more(session.adapter, data, session.data, session.classes, recipe)
     if calibration:
         metrics["calibration"] = calibration["metrics"]
     augment = dataclasses.asdict(recipe.data.augment)
@@ -132,12 +133,16 @@ def execute(session: Session, run_dir: Path) -> Path:
         record["calibration"] = calibration["calibration"]
     artifact.save(session.adapter, run_dir, record)
     files.write_csv(run_dir / "per_class.csv", task.class_rows(spaces, zero_shot))
+    if hasattr(task, "write_pictures"):
+        task.write_pictures(run_dir, spaces, thumbnails(session))
     files.write_csv(run_dir / "predictions.csv", [{"space": s, **row} for s, o in spaces.outcomes.items() for row in o.predictions()])
+    more_measures.write(metrics, run_dir)
     env["seconds"] = {k: round(v, 3) for k, v in seconds.items()}
     files.write_json(run_dir / "env.json", env)
     files.write_json(run_dir / "metrics.json.part", metrics)
     task.write_report(run_dir, metrics, thumbnails(session))
     (run_dir / "metrics.json.part").replace(run_dir / "metrics.json")
+    more_measures.show(metrics, show.console)
     log_results(session.loggers, metrics)
     task.show_results(session, metrics, run_dir)
     return run_dir
@@ -180,8 +185,9 @@ def with_features(session: Session, adapter: Adapter | None = None) -> Any:
     if needs == "images":
         return session.data
     recipe, layer = session.recipe, "tokens" if needs == "patches" else "output"
-    views = recipe.data.augment.views
-    return CachedFeatures(session.data, session.backbone, recipe.data.augment, recipe.seed, views=views, layer=layer)
+    block = adapter.token_block(adapter.config, session.backbone.spec)
+    views, augment = recipe.data.augment.views, recipe.data.augment
+    return CachedFeatures(session.data, session.backbone, augment, recipe.seed, views=views, layer=layer, block=block)
 
 
 def frozen(session: Session, data: Any) -> Any:

@@ -85,21 +85,74 @@ class TrainerConfig:
     threads: int | None = number(None, 1)  # None: PyTorch's own choice
 
 
+POOLINGS = ("class", "mean", "max", "rmac", "multi_crop")
+
+
+@dataclass
+class RetrievalConfig:
+    """What is looked for among what, and how an image becomes a vector (`evaluate.task: retrieval`).
+
+    Attributes:
+        by: what is relevant: images of the same class, or an image's own captions.
+        gallery: where images are looked for: the other test images, or the training images.
+        pooling: any of `POOLINGS`; each gives a row.
+        whitening: also measure after PCA with whitening, fitted on the training images.
+        dimensions: of the whitened features; None: all that vary.
+        ridge: added to each variance, as a share of their mean.
+        similarity: of unit vectors, or of vectors as they are.
+        k: of R@k.
+        clusters: groups of k-means; None: as many as classes.
+        crop_share: height and width of a crop of multi_crop, as a share of the image's.
+    """
+
+    by: str = choice("labels", "labels", "pairs")
+    gallery: str = choice("test", "test", "train")
+    pooling: list[str] = field(default_factory=lambda: ["class"])
+    whitening: bool = True
+    dimensions: int | None = number(None, 1)
+    ridge: float = number(1e-3, 0)
+    similarity: str = choice("cosine", "cosine", "inner")
+    k: list[int] = field(default_factory=lambda: [1, 5, 10])
+    clusters: int | None = number(None, 2)
+    crop_share: float = number(0.7, 0.1)
+
+
+@dataclass
+class WordingConfig:
+    """Other words for the classes; what is left out stays as in the section `classes`.
+
+    Attributes:
+        templates: sentences around a class's text.
+        texts: class name -> its texts.
+        file: more of them, {class: [text, ...]} in a JSON or YAML file.
+    """
+
+    templates: list[str] = field(default_factory=list)
+    texts: dict[str, list[str]] = field(default_factory=dict)
+    file: str | None = None
+
+
 @dataclass
 class EvaluateConfig:
-    """Which weights are evaluated, how many images at a time, and on which further data.
+    """Which weights are evaluated, how many images at a time, on which further data, and what else is measured.
 
     Attributes:
         select: weights of the last epoch, of the best one on val, or of the best one on the test set.
         batch_size: images at a time.
         others: name -> data section of another data set, with `OtherImages` beside its keys.
         shift: name -> data section of other images of the trained classes, with `ShiftedImages` beside its keys.
+        wordings: name -> `WordingConfig`; the first is what the others are compared with.
+        task: "retrieval" measures that, too; None: only the method's own task.
+        retrieval: how retrieval is measured.
     """
 
     select: str = choice("last", "last", "val", "test_as_published")
     batch_size: int = number(256, 1)
     others: dict[str, Any] = field(default_factory=dict)
     shift: dict[str, Any] = field(default_factory=dict)
+    wordings: dict[str, Any] = field(default_factory=dict)
+    task: str | None = choice(None, "retrieval")
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
 
 
 @dataclass

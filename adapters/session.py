@@ -29,6 +29,7 @@ from .streams import (
     regulariser_of,
 )
 from .transfer import load_targets
+from .wordings import check as check_wordings
 
 if TYPE_CHECKING:
     from .callbacks.cross_dataset import Target
@@ -116,6 +117,11 @@ def prepare(recipe: Recipe) -> Session:
     data = load_data(recipe)
     check_task(method, data)
     check_labels(method, config, spec, data)
+    if recipe.protocol == "base_to_new" and method.task == "anomaly":
+        raise RecipeError(
+            "protocol base_to_new compares accuracies on trained and on new classes; anomaly scores have none, and nothing is "
+            "trained. Use protocol=all."
+        )
     classes = choose_classes(recipe, data)
     if tuple(data.class_names) != classes.names:
         data = data.restrict(classes.names)
@@ -136,6 +142,9 @@ def prepare(recipe: Recipe) -> Session:
     targets = load_targets(recipe, training)
     if targets and method.task != "classification":
         raise RecipeError("evaluate.other and evaluate.shift are for methods that classify images; remove them.")
+    about_words = check_wordings(recipe.evaluate.wordings, classes, method.task)
+    if recipe.evaluate.task is not None:
+        check_retrieval(recipe, method, data)
     backbone = load_backbone(recipe, spec)
     seed_everything(recipe.seed)
     adapter = continued(start, recipe, method, backbone) if start else method(config).setup(backbone, training)
@@ -154,10 +163,26 @@ def prepare(recipe: Recipe) -> Session:
     notes = [target.note for target in targets if target.note]
     kind = "instructions" if adapter.task == "ordering" else "class names"
     cut = plan.stream.report if plan is not None else []
-    session.notes = [*data.report, *cut, *unseen_names(backbone, classes, kind), *precision_notes(recipe), *notes]
+    about = [*unseen_names(backbone, classes, kind), *about_words, *precision_notes(recipe)]
+    session.notes = [*data.report, *cut, *about, *notes]
     if len(classes) == 1 and adapter.task == "classification":
         session.notes.append(f"'{classes.names[0]}' is the only class: every answer is right, whatever is learned.")
     return session
+
+
+def check_retrieval(recipe: Recipe, method: type[Adapter], data: Any) -> None:
+    """Refuse retrieval with a method of another task, or without the training images or captions it is to use."""
+    section = recipe.evaluate.retrieval
+    if method.task != "classification":
+        raise RecipeError(
+            f"evaluate.task=retrieval compares images and texts in one space, and '{method.__name__}' is a method of "
+            f"{method.task}. Remove it."
+        )
+    if section.by == "labels" and (section.whitening or section.gallery == "train") and len(data.samples["train"]) < 2:
+        raise RecipeError(
+            "evaluate.retrieval uses training images (whitening, or gallery: train), and there are none. Give some, or set "
+            "evaluate.retrieval.whitening=false."
+        )
 
 
 def suit(data: Any, adapter: Adapter) -> None:
@@ -182,6 +207,14 @@ def check_task(method: type[Adapter], data: Any) -> None:
             f"'{method.__name__}' orders images by a value, and data.name={data.config.name} gives none. "
             "Use data=ordering with a table that has a column of values, or data=reef_ordering."
         )
+    for task, key, what, where in (
+        ("referring", "candidates", "chooses among boxes", "boxes x0, y0, x1, y1 (and captions), or data=reef_scenes"),
+        ("anomaly", "anomalous", "scores anomalies", "a column anomaly or mask, or data=reef_defects"),
+    ):
+        if method.task == task and key not in data.offers:
+            raise RecipeError(
+                f"'{method.__name__}' {what}, and data.name={data.config.name} gives none. Use data=table with {where}."
+            )
     if method.task == "classification" and has_values:
         raise RecipeError(
             f"'{method.__name__}' classifies images, and data.name={data.config.name} gives values to order them by. "
@@ -235,12 +268,14 @@ def check_samples(
 ) -> None:
     """Refuse data with nothing to test on, or nothing to fit a method that learns from images."""
     learns = method.trainable(config, spec) or method.fit_closed_form is not Adapter.fit_closed_form
-    where = getattr(data.config, "root", None) or data.config.name
+    where = getattr(data.config, "table", None) or getattr(data.config, "root", None) or data.config.name
     trained = {data.class_names[sample.label] for sample in data.samples["train"]} & set(training.names)
     if learns and not trained:
+        without = "prompt_pair" if method.task == "ordering" else "zero_shot"
+        given = sum(len(data.samples[split]) for split in ("val", "test"))
         raise RecipeError(
-            f"There are no training images in {where}, and '{method.variant(config)}' learns from some. "
-            "Give images of split train, or use method=zero_shot."
+            f"There are no training images in {where}, and '{method.variant(config)}' learns from some; {given} are there to "
+            f"validate and test. Give images of split train (a column, a folder, or more images), or use method={without}."
         )
     if not data.samples["test"]:
         raise RecipeError(f"There are no test images in {where}: nothing could be measured. Add some, or fewer data.shots.")

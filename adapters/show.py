@@ -117,7 +117,7 @@ def results(session: Session, metrics: Mapping[str, Any], run_dir: Path) -> None
     """Print the table of a finished run, where it is, and what to do next."""
     title = f"{metrics['recipe']}: {metrics['method']} on {metrics['backbone']}, test images, %"
     table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("classes", min_width=12, max_width=24, overflow="fold")
+    table.add_column("classes", min_width=17 if metrics.get("controls") else 12, max_width=24, overflow="fold")
     top = next((key for values in metrics["results"].values() for key in values if key.startswith("top")), None)
     shown = (top.replace("top", "top-"),) if top else ()
     for column in ("images", "accuracy", "zero-shot", "balanced", "macro-F1", "ECE", *shown):
@@ -137,6 +137,11 @@ def results(session: Session, metrics: Mapping[str, Any], run_dir: Path) -> None
             percent(values["ece"]),
             *((percent(values.get(top)),) if top else ()),
         )
+        for name, control in metrics.get("controls", {}).items():
+            if space in control:
+                shown_values = (control[space].get(k) for k in ("balanced_accuracy", "macro_f1", "ece", *((top,) if top else ())))
+                words = (f"  {name.replace('_', ' ')}", "", percent(control[space]["accuracy"]), "")
+                table.add_row(*words, *map(percent, shown_values), style="dim")
     if metrics.get("harmonic_mean") is not None:
         reference = metrics["zero_shot_harmonic_mean"]
         table.add_section()

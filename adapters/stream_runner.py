@@ -153,8 +153,9 @@ class StreamRun:
         self.done = number + 1
         self.save()
         (folder / runner.CHECKPOINT).unlink(missing_ok=True)
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        for emptied in (folder, folder.parent):  # loggers may have written there
+            if emptied.is_dir() and not any(emptied.iterdir()):
+                emptied.rmdir()
         stream_show.line(self.matrix[-1], seen_accuracies(self.matrix, self.images)[-1], self.kept[-1])
 
     def _recipe(self, part: Any) -> Any:

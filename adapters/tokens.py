@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .blocks import attention_problem, run
-from .errors import BackboneError
+from .errors import BackboneError, RecipeError
 
 if TYPE_CHECKING:
     from .backbone import FrozenClip
     from .backbone_spec import BackboneSpec
+
+
+def block_problem(spec: BackboneSpec, block: Any, key: str = "method.block") -> str | None:
+    """Say in a sentence why a block's tokens cannot be read, or None; needs no weights."""
+    if block is None:
+        return None
+    if spec.image_tower != "vit":
+        return f"{key} is {block}, but the image tower of {spec.name} is not one of open_clip's own ViTs: leave it null."
+    try:
+        block_number(spec, block, key)
+    except RecipeError as error:
+        return str(error)
+    return None
+
+
+def block_number(spec: BackboneSpec, block: Any, key: str = "method.block") -> int | None:
+    """The block (from 0) that a recipe names: a whole number (-1 is the last) or a share of the tower's depth.
+
+    Raises:
+        RecipeError: the tower has no such block.
+    """
+    depth = spec.vision_layers
+    if block is None:
+        return None
+    if isinstance(block, float) and 0 < block <= 1:
+        return max(math.ceil(block * depth - 1e-9), 1) - 1
+    if isinstance(block, int) and not isinstance(block, bool) and -depth <= block < depth:
+        return block % depth
+    raise RecipeError(
+        f"{key} is {block}, but the image tower of {spec.name} has {depth} blocks: give 0 to {depth - 1}, -1 (the last) to "
+        f"{-depth}, a share of the depth like 0.5, or null."
+    )
 
 
 def text_tokens_problem(spec: BackboneSpec) -> str | None:
@@ -35,23 +69,27 @@ def image_projection(backbone: FrozenClip) -> Tensor | None:
 
 
 @torch.no_grad()
-def image_token_features(backbone: FrozenClip, images: Tensor) -> Tensor:
+def image_token_features(backbone: FrozenClip, images: Tensor, block: int | None = None) -> Tensor:
     """Patch tokens (B, P, W) of network input (B, 3, H, W), without gradient, half precision widened to float32.
 
     Native ViT: patch tokens (no class token) after the final norm, times the projection to the joint space. Other
-    towers: places of the last feature map.
+    towers: places of the last feature map. With `block`, tokens behind this block of a native ViT, each brought to
+    mean 0 and variance 1, as the next block's norm would, since their size grows from block to block.
     """
-    tokens = backbone.image_patches(images)
+    tokens = backbone.image_patches(images, block)
+    if block is not None:
+        tokens = _wide(tokens)
+        return F.layer_norm(tokens, tokens.shape[-1:])
     projection = image_projection(backbone)
     return _wide(tokens if projection is None else tokens @ projection)
 
 
 @torch.no_grad()
-def token_shape(backbone: FrozenClip) -> tuple[int, int]:
+def token_shape(backbone: FrozenClip, block: int | None = None) -> tuple[int, int]:
     """(P, W) of `image_token_features`."""
     size = backbone.spec.preprocessing["size"]
     height, width = (size, size) if isinstance(size, int) else size
-    tokens = image_token_features(backbone, torch.zeros(1, 3, height, width))
+    tokens = image_token_features(backbone, torch.zeros(1, 3, height, width), block)
     return int(tokens.shape[1]), int(tokens.shape[2])
 
 

@@ -155,18 +155,18 @@ class TowerAdapter(Adapter):
         return self.prompt_weights() if "text" in self.towers(self.config) else self.zero_shot_weights()
 
     @property
-    def scale(self) -> float:
-        """The scale of the backbone, or `logit_scale` of the configuration."""
+    def answer_scale(self) -> float:
+        """What cosines are multiplied by: the scale of the backbone, or `logit_scale` of the configuration."""
         fixed = self.config.logit_scale
         return self.backbone.logit_scale if fixed is None else float(fixed)
 
     def logits_of(self, features: Tensor) -> Tensor:
         """Scores (B, C): the scale times cosine similarity."""
-        return self.scale * features @ self.class_weights().T
+        return self.answer_scale * features @ self.class_weights().T
 
     def linear_head(self) -> tuple[Tensor, Tensor, bool]:
         """The class weights times the scale."""
-        weights = self.scale * self.class_weights()
+        weights = self.answer_scale * self.class_weights()
         return weights, weights.new_zeros(len(weights)), True
 
     def loss(self, batch: Batch) -> Tensor:

@@ -169,6 +169,31 @@ class ReefScenesConfig(DataConfig):
 
 
 @dataclass
+class ReefDefectsConfig(DataConfig):
+    """Drawn fish, every second test image with a defect, made on the fly; nothing to learn from is without one.
+
+    Attributes:
+        size: height and width of an image in pixels, 64 to 224.
+        species: number of objects, 1 to the number of known species.
+        defect: sore | scratch | mixed.
+        train: images of each species in the training pool, all without defects.
+        val: the same for validation.
+        test: the same for the test; every second one has a defect.
+        drawing_seed: another seed gives other images.
+    """
+
+    name: str = "reef_defects"
+    shots: Any = "all"
+    size: int = 128
+    species: int = 16
+    defect: str = "sore"
+    train: int = 0
+    val: int = 0
+    test: int = 20
+    drawing_seed: int = 1
+
+
+@dataclass
 class ListConfig:
     """How images to be ordered are put into lists; a list is a training batch of one category and instruction.
 
@@ -190,7 +215,7 @@ class OrderingConfig(ListConfig, DataConfig):
         table: the file; None for labels.csv in the root.
         path_column: column of the image's path, relative to the root or to the table's folder.
         value_column: column of the number.
-        category_column: column of a category within which images are ordered; None where there is only one.
+        category_column: column of a category within which images are ordered, if there is one; None for one order of all.
         instruction_column: column of an instruction for each image; used where it exists.
         split_column: column with train, val or test; used where it exists and is filled.
         group_column: column of what must not be split (person, patient); used where it exists.
@@ -205,7 +230,7 @@ class OrderingConfig(ListConfig, DataConfig):
     table: str | None = None
     path_column: str = "path"
     value_column: str = "value"
-    category_column: str | None = None
+    category_column: str | None = "category"
     instruction_column: str = "instruction"
     split_column: str = "split"
     group_column: str = "group"

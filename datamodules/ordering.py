@@ -19,6 +19,7 @@ from .ordered import OrderedDataModule
 from .splitting import complete
 from .table import find_table, locate, read_splits, read_table
 
+_LEAST = 4  # images in a stratum, on average
 BINS = 5  # of values that are not few whole numbers, when images are split
 
 
@@ -64,7 +65,8 @@ class OrderingDataModule(OrderedDataModule):
             seen.add((path, category))
             group = cells["group"][i] if "group" in cells else ""
             text = cells["instruction"][i] if "instruction" in cells else ""
-            extra = {"value": values[i], "category": category, "instruction": text or instruction_for(config, category)}
+            text = text or instruction_for(config, category, "category" in cells)
+            extra = {"value": values[i], "category": category, "instruction": text}
             shared = often[path] > 1 and "category" in cells  # rows of one image stay on one side
             name = f"{path} [{category}]" if shared else path
             samples.append(Sample(name, number[category], -1, Path(file), group or (path if shared else None), None, extra))
@@ -76,13 +78,13 @@ class OrderingDataModule(OrderedDataModule):
         return stratified(whole, config)
 
 
-def instruction_for(config: OrderingConfig, category: str) -> str:
-    """The instruction of a category where the table gives none."""
+def instruction_for(config: OrderingConfig, category: str, named: bool) -> str:
+    """The instruction of a category where the table gives none; with `named`, the table names categories."""
     words = default_text(category)
     if config.instruction:
         return " ".join(config.instruction.replace("{category}", words).split())
     about = default_text(config.value_column)
-    return f"Sort the images by {about}." if not config.category_column else f"Sort the images of {words} by {about}."
+    return f"Sort the images by {about}." if not named else f"Sort the images of {words} by {about}."
 
 
 def stratified(listing: Listing, config: OrderingConfig) -> Listing:
@@ -104,11 +106,15 @@ def stratified(listing: Listing, config: OrderingConfig) -> Listing:
 
 
 def levels(values: Sequence[float]) -> list[int]:
-    """The stratum of each value: the value itself where there are at most ten, else its fifth of the order."""
+    """The stratum of each value: the value itself where there are at most ten, else its fifth of the order.
+
+    Strata of fewer than four images could not be divided; where values are that rare, there are fewer and wider ones.
+    """
     distinct = sorted(set(values))
-    if len(distinct) <= 10:
+    if len(distinct) <= 10 and len(values) >= _LEAST * len(distinct):
         return [distinct.index(value) for value in values]
-    edges = np.quantile(np.asarray(values), np.linspace(0, 1, BINS + 1)[1:-1])
+    bins = max(1, min(BINS, len(values) // _LEAST))
+    edges = np.quantile(np.asarray(values), np.linspace(0, 1, bins + 1)[1:-1])
     return [int(level) for level in np.searchsorted(edges, values, side="right")]
 
 

@@ -35,7 +35,8 @@ class TableDataModule(DataModule):
 
     Cells are text as written (`no`, `007`, `NA` are names). With both `class` and a whole-number `label`, the
     label gives the order of the classes. Boxes (x0, y0, x1, y1) and masks are regions of the image: rows that share
-    image, class and caption are regions of one sample. Further columns are kept in `Sample.extra`.
+    image, class and caption are regions of one sample. Without regions, rows that repeat an image with another caption
+    add to its `captions`. Further columns are kept in `Sample.extra`.
     """
 
     config: TableConfig
@@ -84,7 +85,8 @@ def read_listing(table: Path, root: Path, config: TableConfig) -> Listing:
     regions = TableRegions(frame, rows, paths, table, root, config)
     samples: list[Sample] = []
     kept_splits: list[str | None] = []
-    members, repeated = _gathered(names, files, regions, table)
+    members, repeated = _gathered(names, files, regions, table, cells.get("caption"))
+    captioned = 0 if regions.any else sum(len(rows_of_one) - 1 for rows_of_one in members)
     often = Counter(paths[rows[0]] for rows in members)
     for rows_of_one in members:
         i = rows_of_one[0]
@@ -92,6 +94,8 @@ def read_listing(table: Path, root: Path, config: TableConfig) -> Listing:
         group, domain = extra.pop("group", "") or None, extra.pop("domain", "") or None
         if "value" in extra:
             extra["value"] = _value(extra["value"])
+        if "caption" in extra:
+            extra["captions"] = list(dict.fromkeys(cells["caption"][k] for k in rows_of_one))
         path = paths[i]
         if regions.any:
             extra |= regions.extra(rows_of_one)
@@ -102,6 +106,8 @@ def read_listing(table: Path, root: Path, config: TableConfig) -> Listing:
             extra["views"] = tuple(regions.view(k, str(files[k])) for k in rows_of_one)
         samples.append(Sample(path, number[names[i]], -1, Path(str(files[i])), group, domain, extra))
         kept_splits.append(splits[i] if splits else None)
+    if captioned:
+        report.append(f"{counted(captioned, 'row')} of {table.name} give an image a further caption.")
     if repeated:
         report.append(f"{counted(repeated, 'row')} of {table.name} repeat an image and are left out.")
     present = {sample.label for sample in samples}
@@ -116,9 +122,13 @@ def read_listing(table: Path, root: Path, config: TableConfig) -> Listing:
 
 
 def _gathered(
-    names: Sequence[str], files: Sequence[str | None], regions: TableRegions, table: Path
+    names: Sequence[str],
+    files: Sequence[str | None],
+    regions: TableRegions,
+    table: Path,
+    captions: Sequence[str] | None = None,
 ) -> tuple[list[list[int]], int]:
-    """Rows that make up one sample each, and how many rows say nothing new."""
+    """Rows that make up one sample each, its regions or captions, and how many rows say nothing new."""
     found: dict[tuple[str, ...], list[int]] = {}
     repeated = 0
     for i, file in enumerate(files):
@@ -133,7 +143,8 @@ def _gathered(
                 f"'{names[i]}'. Images with "
                 "several labels (multi-label) cannot be classified here: keep one row for each image."
             )
-        if earlier and not regions.any:
+        said = {"", *(captions[k].strip() for k in earlier)} if captions is not None else set()
+        if earlier and not regions.any and (captions is None or captions[i].strip() in said):
             repeated += 1
             continue
         earlier.append(i)

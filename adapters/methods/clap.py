@@ -30,22 +30,28 @@ class Config:
         constraint: "l2" holds each class near its text feature (CLAP); "none" does not (ZS-LP).
         multipliers: strength for each class. "confidence": the mean zero-shot probability of its own training samples;
             "balanced": 1; "constant": the mean of these probabilities for all; "corrected": they, divided by their mean.
+        adaptive: after each epoch, raise the multipliers by what they could not hold, an outer step of the augmented
+            Lagrangian of Powell, Hestenes and Rockafellar: lambda <- max(lambda + rho h, 0), then rho <- h, where h is a
+            class's squared distance from its text and rho starts at 0. False keeps them fixed, as the paper's results do.
         init: where the weights start, "zero_shot" or "random".
     """
 
     constraint: str = "l2"
     multipliers: str = "confidence"
+    adaptive: bool = False
     init: str = "zero_shot"
 
 
 class CLAP(Adapter):
     """logits = scale norm(f) norm(w_c); loss = cross-entropy + mean over classes of lambda_c |w_c - t_c|^2, w and t raw.
 
-    The learnable tensor is `weight` (C, D). The multipliers lambda are found once, before training, and stay fixed.
+    The learnable tensor is `weight` (C, D). The multipliers lambda are found once, before training, and stay fixed unless
+    they are `adaptive`.
     """
 
     weight: nn.Parameter
     multiplier: Tensor
+    rho: Tensor
 
     @classmethod
     def variant(cls, config: Config) -> str:
@@ -64,8 +70,8 @@ class CLAP(Adapter):
 
     @classmethod
     def per_class(cls, config: Config, spec: BackboneSpec) -> tuple[str, ...]:
-        """A weight and a multiplier each."""
-        return ("weight", "multiplier")
+        """A weight and a multiplier each, with the strength of its next change."""
+        return ("weight", "multiplier", "rho")
 
     def build(self) -> None:
         """Create the weights."""
@@ -82,10 +88,11 @@ class CLAP(Adapter):
             nn.init.kaiming_normal_(weight)
         self.weight = nn.Parameter(weight)
         self.register_buffer("multiplier", torch.zeros(len(self.classes), dtype=self.dtype))
+        self.register_buffer("rho", torch.zeros(len(self.classes), dtype=self.dtype))
 
     def data_sized(self) -> tuple[str, ...]:
         """Classes may have been added before saving."""
-        return ("weight", "multiplier")
+        return ("weight", "multiplier", "rho")
 
     @torch.no_grad()
     def fit_closed_form(self, batches: Iterable[Batch]) -> None:
@@ -114,8 +121,19 @@ class CLAP(Adapter):
 
     def penalty(self) -> Tensor:
         """Mean over classes of lambda_c |w_c - t_c|^2."""
-        distance = (self.weight - self.raw_text_weights()).square().sum(-1)
-        return (self.multiplier * distance).mean()
+        return (self.multiplier * self.distance()).mean()
+
+    def distance(self) -> Tensor:
+        """Squared distance (C,) of each class's weight from its text feature, both raw."""
+        return (self.weight - self.raw_text_weights()).square().sum(-1)
+
+    @torch.no_grad()
+    def epoch_ended(self, epoch: int, epochs: int) -> None:
+        """The outer step of `adaptive` multipliers."""
+        if self.config.adaptive and self.config.constraint == "l2":
+            distance = self.distance()
+            self.multiplier.copy_((self.multiplier + self.rho * distance).clamp_min(0))
+            self.rho.copy_(distance)
 
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy and, with the constraint, the penalty."""
@@ -140,5 +158,6 @@ class CLAP(Adapter):
         text = self.raw_text_weights()[rows]
         self.replace_tensor("weight", torch.cat([self.weight.detach(), text.to(self.weight)]))
         self.multiplier = torch.cat([self.multiplier, self.multiplier.mean().expand(len(new))])
+        self.rho = torch.cat([self.rho, torch.zeros(len(new)).to(self.rho)])
         self._trained = (*self._trained, *new)
         self._derived = {}

@@ -165,7 +165,8 @@ class Contrastive(TowerAdapter):
         features = pooled if visual.proj is None else pooled @ visual.proj
         return F.normalize(features.to(self.dtype), dim=-1)
 
-    def logits(self, batch: Batch) -> Tensor:
-        """Scores (B, C): the learned inverse temperature times cosine similarity to the class prompts."""
+    @property
+    def answer_scale(self) -> float:
+        """The learned inverse temperature, or `logit_scale` of the configuration."""
         fixed = self.config.logit_scale
-        return (self.scale.detach() if fixed is None else float(fixed)) * self.encode_image(batch) @ self.class_weights().T
+        return float(self.scale.detach()) if fixed is None else float(fixed)

@@ -14,10 +14,18 @@ from torch.utils.checkpoint import checkpoint
 
 from ..adapter import Batch, Needs
 from ..errors import RecipeError
-from ..ordering_adapter import OrderingAdapter, values_of
+from ..ordering_adapter import OrderingAdapter
 from ..pair_attention import Summary
 from ..ranking_network import RankingNetwork, ordered, smooth_log
-from ..tokens import image_projection, image_token_features, text_token_features, text_tokens_problem, token_shape
+from ..tokens import (
+    block_number,
+    block_problem,
+    image_projection,
+    image_token_features,
+    text_token_features,
+    text_tokens_problem,
+    token_shape,
+)
 
 if TYPE_CHECKING:
     from ..backbone_spec import BackboneSpec
@@ -30,6 +38,9 @@ class Config:
     """Settings of the ranking-aware adapter; the defaults are the released ones, its defects mended.
 
     Attributes:
+        block: read tokens behind this block of a native ViT: a whole number (-1 is the last), or a share of the depth
+            (0.5 is halfway up). None reads them behind all blocks, in the joint space, as published. Counts and sizes
+            can be lost on the way up, where the tower gathers what the whole image shows.
         layers: of the cross-modal fusion, and of the encoder behind it.
         heads: attention heads of the fusion.
         post_heads: attention heads of the encoder behind it.
@@ -39,7 +50,7 @@ class Config:
         dropout: of the encoder behind the fusion.
         losses: any of "rank", "regression" and "bce" (whether the value is not 0); weights 1, 0.2 and 1.
         single_head: pair logits are differences of scores; there is no pair branch.
-        scale_values: learn (value - mean) / sd of the training values instead of the values themselves.
+        scale_values: learn (value - mean) / sd of the category's training values instead of the values themselves.
         reference: as released, for comparisons only: scalar learnable tokens (which have no effect), values as they
             are, and trained embeddings, final text norm and image projection.
         keep_pair_branch: save the pair branch, which only training needs, in the artefact.
@@ -48,6 +59,7 @@ class Config:
         pairs_at_once: likewise for pairs.
     """
 
+    block: Any = None
     layers: int = 2
     heads: int = 8
     post_heads: int = 8
@@ -60,7 +72,7 @@ class Config:
     scale_values: bool = True
     reference: bool = False
     keep_pair_branch: bool = False
-    images_at_once: int = 128
+    images_at_once: int = 64
     pairs_at_once: int = 32768
 
 
@@ -70,18 +82,30 @@ class Ranking(OrderingAdapter):
     @classmethod
     def supports(cls, config: Config, spec: BackboneSpec) -> str | None:
         """Needs tokens of both towers, and a width that the heads divide."""
-        problem = text_tokens_problem(spec)
+        problem = text_tokens_problem(spec) or block_problem(spec, config.block)
         if problem:
             return problem
+        if config.reference and config.block is not None:
+            return "method.block is ours; the release, method.reference, reads the tokens behind all blocks. Leave it null."
         for key in ("heads", "post_heads", "pair_heads"):
             if spec.embed_dim % getattr(config, key):
                 return f"method.{key} is {getattr(config, key)}, which does not divide the width {spec.embed_dim} of {spec.name}."
         return None
 
     @classmethod
+    def variant(cls, config: Config) -> str:
+        """With tokens of a block it is the early variant."""
+        return "ranking" if config.block is None else "ranking_early"
+
+    @classmethod
     def needs(cls, config: Config, spec: BackboneSpec) -> Needs:
         """Patch tokens, unless the projection behind them is trained as in the release."""
         return "images" if config.reference and spec.image_tower == "vit" else "patches"
+
+    @classmethod
+    def token_block(cls, config: Config, spec: BackboneSpec) -> int | None:
+        """The block that the configuration names."""
+        return block_number(spec, config.block)
 
     @classmethod
     def trainable(cls, config: Config, spec: BackboneSpec) -> bool:
@@ -101,7 +125,8 @@ class Ranking(OrderingAdapter):
             config.dropout, self.backbone.spec.activation == "quick_gelu", config.reference,
             "rank" in config.losses and not config.single_head,
         ).to(self.dtype)  # fmt: skip
-        image_width, text_width = token_shape(self.backbone)[1], self.backbone.spec.text_width
+        image_width = token_shape(self.backbone, self.token_block(config, self.backbone.spec))[1]
+        text_width = self.backbone.spec.text_width
         self.image_projection = _projection(image_width, width, self.dtype)
         self.text_projection = _projection(text_width, width, self.dtype)
         tower, visual = self.backbone.text, image_projection(self.backbone)
@@ -115,11 +140,15 @@ class Ranking(OrderingAdapter):
         self.fitted.fill_(True)
 
     def fit_closed_form(self, batches: Iterable[Batch]) -> None:
-        """Scale of the values, from the training images."""
-        if self.config.scale_values and not self.config.reference:
-            values = values_of(batches)
-            self.offset.fill_(float(values.mean()))
-            self.slope.fill_(max(float(values.std(unbiased=False)), 1e-12))
+        """Scale of each category's values, from the training images."""
+        if not self.config.scale_values or self.config.reference:
+            return
+        pairs = [(self.rows(batch).cpu(), batch["value"].double().cpu()) for batch in batches]
+        rows, values = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        for row in sorted(set(rows.tolist()) - {-1}):
+            own = values[rows == row]
+            self.offset[row] = own.mean()
+            self.slope[row] = float(own.std(unbiased=False)) or 1.0  # all alike: nothing to scale
 
     def image_tokens(self, batch: Batch) -> Tensor:
         """Frozen image tokens (B, P, D) of a batch, projected to the joint space where they are not there yet."""
@@ -128,7 +157,8 @@ class Ranking(OrderingAdapter):
         elif self.patch_projection is not None:
             tokens = self.backbone.image_patches(batch["image"]).to(self.dtype) @ self.patch_projection
         else:
-            tokens = image_token_features(self.backbone, batch["image"]).to(self.dtype)
+            block = self.token_block(self.config, self.backbone.spec)
+            tokens = image_token_features(self.backbone, batch["image"], block).to(self.dtype)
         return cast(Tensor, self.image_projection(tokens))
 
     def text_tokens(self, batch: Batch) -> Tensor:
@@ -191,7 +221,9 @@ class Ranking(OrderingAdapter):
         scores, summary = self._summaries(self.image_tokens(batch), self.text_tokens(batch), pairs="rank" in wanted)
         found: dict[str, Tensor] = {}
         if "regression" in wanted:
-            found["regression"] = smooth_log(scores, (values - self.offset.to(values)) / self.slope.to(values))
+            rows = self.rows(batch)
+            targets = (values - self.offset.to(values)[rows]) / self.slope.to(values)[rows]
+            found["regression"] = smooth_log(scores, targets)
         if "rank" in wanted and bool((values != values[0]).any()):  # a list of equals has no order to learn
             found["rank"] = self._rank_loss(scores, summary, values)
         if "bce" in wanted:

@@ -29,11 +29,11 @@ class Outcome:
 
     Attributes:
         classes: the categories; an order is one within a category.
-        scores: (N,), float64, on the CPU.
+        scores: (N,), float64, on the CPU, in the units of the values where there are such.
         values: (N,), the true values.
         labels: (N,), categories, counted in `classes`.
         paths: N paths.
-        estimates: (N,), scores in the units of the values; None where the method has none.
+        in_units: (N,), whether a score is in the units of the values.
     """
 
     classes: ClassSet
@@ -41,7 +41,7 @@ class Outcome:
     values: Tensor
     labels: Tensor
     paths: list[str]
-    estimates: Tensor | None = None
+    in_units: Tensor
 
     def __post_init__(self) -> None:
         self._metrics: dict[str, Any] | None = None
@@ -56,8 +56,8 @@ class Outcome:
         for label, name in enumerate(self.classes.names):
             rows = self._rows(label)
             one = order_metrics(scores[rows], values[rows])
-            if one is not None and self.estimates is not None:
-                one |= unit_metrics(self.estimates.numpy()[rows], values[rows])
+            if one is not None and bool(self.in_units[rows].all()):
+                one |= unit_metrics(scores[rows], values[rows])
             found.append((name, len(rows), one))
         return found
 
@@ -88,13 +88,10 @@ class Outcome:
             away = displacement(scores[rows], values[rows])
             for rank, place in enumerate(np.argsort(-scores[rows], kind="stable"), start=1):
                 n = int(rows[place])
-                row = {
+                found.append({
                     "category": name, "rank": rank, "path": self.paths[n], "score": round(float(scores[n]), 6),
                     "value": float(values[n]), "displacement": round(float(away[place]), 6),
-                }  # fmt: skip
-                if self.estimates is not None:
-                    row["estimate"] = round(float(self.estimates[n]), 6)
-                found.append(row)
+                })  # fmt: skip
         return found
 
 
@@ -104,7 +101,7 @@ def evaluate(adapter: OrderingAdapter, batches: Iterable[Batch], classes: ClassS
     was_training = adapter.training
     adapter.eval()
     device = adapter.backbone.device
-    scores: list[Tensor] = []
+    scores: list[tuple[Tensor, Tensor]] = []
     values: list[Tensor] = []
     labels: list[Tensor] = []
     paths: list[str] = []
@@ -112,17 +109,17 @@ def evaluate(adapter: OrderingAdapter, batches: Iterable[Batch], classes: ClassS
         with adapter.answering(classes):
             for batch in batches:
                 moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-                scores.append(adapter.scores(moved).double().cpu())
+                scores.append(adapter.units(adapter.scores(moved).double().cpu(), adapter.rows(moved)))
                 values.append(batch["value"].double().cpu())
                 labels.append(batch["label"].cpu())
                 paths.extend(batch["path"])
     finally:
         adapter.train(was_training)
     if not scores:
-        return Outcome(classes, torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.long), [])
-    found = torch.cat(scores)
-    estimates = adapter.units(found).cpu() if adapter.in_units else None
-    return Outcome(classes, found, torch.cat(values), torch.cat(labels), paths, estimates)
+        nothing = torch.zeros(0)
+        return Outcome(classes, nothing, nothing, nothing.long(), [], nothing.bool())
+    found, in_units = (torch.cat(parts) for parts in zip(*scores, strict=True))
+    return Outcome(classes, found, torch.cat(values), torch.cat(labels), paths, in_units)
 
 
 def reference(backbone: FrozenClip, classes: ClassSet) -> Any:

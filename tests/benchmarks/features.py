@@ -1,7 +1,8 @@
 """Ratios of the methods that work on features, against plain implementations; run by hand, nothing is gated by time.
 
-python tests/benchmarks/features.py [search] [gda] [extraction] [--threads 2] [--small]
+python tests/benchmarks/features.py [lora] [search] [gda] [extraction] [--threads 2] [--small]
 
+lora        a LoRA step on ViT-B/16 shapes against the published code's, by lora.py in a process of its own (6 to 9 GB)
 search      Tip-Adapter's grid of 200 x 20 against the published loop (timed on a few of its 4000 pairs)
 gda         one million features of width 512, streamed from disk
 extraction  images a second of the feature cache against a plain open_clip loop, and of a second run
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +28,13 @@ def seconds(work):
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result
+
+
+def lora(small: bool) -> None:
+    """In a process of its own, so that its memory is given back before the next row is measured."""
+    size = ["--batch", "4", "--classes", "10", "--repeat", "1"] if small else []
+    script = Path(__file__).with_name("lora.py")
+    subprocess.run([sys.executable, str(script), "--threads", str(torch.get_num_threads()), *size], check=True)
 
 
 def search(small: bool) -> None:
@@ -170,7 +179,7 @@ def extraction(small: bool, model: str) -> None:
 
 
 def main() -> None:
-    rows = {"search": search, "gda": gda, "extraction": extraction}
+    rows = {"lora": lora, "search": search, "gda": gda, "extraction": extraction}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", choices=[*rows, []], help="all of them if none is named")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -178,7 +187,7 @@ def main() -> None:
     parser.add_argument("--model", default="ViT-B-16", help="tower of `extraction`, with random weights")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"torch {torch.__version__}, {options.threads} threads")
+    print(f"torch {torch.__version__}, {options.threads} threads", flush=True)
     for name in options.rows or rows:
         rows[name](options.small, *([options.model] if name == "extraction" else []))
 

@@ -79,7 +79,7 @@ def long_list(count, places, width, threads, queue):
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     text = "Sort the images by the number of fish."
-    adapter = Ranking(Config(images_at_once=32)).setup(FrozenClip.load("limpet-tiny"), ClassSet(("value",), {"value": (text,)}))
+    adapter = Ranking(Config()).setup(FrozenClip.load("limpet-tiny"), ClassSet(("value",), {"value": (text,)}))
     optimiser = torch.optim.AdamW(adapter.learnable(), lr=1e-4)
     batch = {"tokens": torch.randn(count, places, width), "value": torch.rand(count) * 10, "instruction": [text] * count}
     started = time.process_time()

@@ -1,6 +1,6 @@
-"""Scoring: regions with shared lower blocks against a full pass for each.
+"""Scoring: regions with shared lower blocks against a full pass for each; search in vectors against NumPy brute force.
 
-Run: python tests/benchmarks/scoring.py [--regions K] [--repeats N] [--device cuda]
+Run: python tests/benchmarks/scoring.py [--rows falip,search] [--regions K] [--vectors N] [--repeats N] [--device cuda]
 Rows are printed as they are measured. Nothing is gated by time.
 """
 
@@ -12,6 +12,7 @@ from limpet import blocks
 from limpet.backbone import FrozenClip
 from limpet.foveal import box_cells, foveal_rows, regional_features
 from measure import interleaved
+from scoring_search import search
 
 STEERED = (8, 9, 10, 11)
 
@@ -56,10 +57,16 @@ def falip(count, repeats, device):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", default="falip,search")
+    parser.add_argument("--vectors", type=int, default=1_000_000)
     parser.add_argument("--regions", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    falip(options.regions, options.repeats, torch.device(options.device))
+    rows = options.rows.split(",")
+    if "falip" in rows:
+        falip(options.regions, options.repeats, torch.device(options.device))
+    if "search" in rows:
+        search(options.vectors, repeats=options.repeats)

@@ -18,15 +18,19 @@ def method_recipes(task):
     """Names of the packaged method recipes of a task."""
     folder = importlib.resources.files("limpet.recipes") / "method"
     names = sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
-    base = {"classification": "quickstart", "ordering": "order_reef"}
-    found = {name: load(base[task], [f"method={name}"])[0].method["name"] for name in names}
+    base = {"ordering": "order_reef"}
+    found = {name: load(base.get(task, "quickstart"), [f"method={name}"])[0].method["name"] for name in names}
     return [name for name, method in found.items() if find(method).task == task]
 
 
 def pytest_generate_tests(metafunc):
-    for fixture, task in (("method", "classification"), ("ordering_method", "ordering")):
+    for fixture, tasks in (
+        ("method", ["classification"]),
+        ("ordering_method", ["ordering"]),
+        ("region_method", ["referring", "anomaly"]),
+    ):
         if fixture in metafunc.fixturenames:
-            metafunc.parametrize(fixture, method_recipes(task))
+            metafunc.parametrize(fixture, [name for task in tasks for name in method_recipes(task)])
 
 
 @pytest.fixture

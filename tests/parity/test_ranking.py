@@ -94,7 +94,7 @@ def test_scores_and_pair_logits(golden, golden_model, dtype, pieces):
     batch = batch_of(case, dtype)
     case.close("adapter_logits", adapter.scores(batch)[:, None])
     case.close("adapter_paired_logits", adapter.pair_logits(batch).reshape(-1, 1))
-    case.close("adapter_logits", adapter.units(adapter.scores(batch))[:, None].to(dtype))
+    case.close("adapter_logits", adapter.units(adapter.scores(batch), adapter.rows(batch))[0][:, None].to(dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -20,12 +20,16 @@ def task(method):
     return find(load("order_reef", [f"method={method}"])[0].method["name"]).task
 
 
-PAIRS = [
-    (method, data)
-    for method in METHODS
-    for data in [*DATA, "parquet"]
-    if (task(method) == "ordering") == (data in ORDERING)
-]
+OF_TASK = {"ordering": ORDERING, "referring": ("reef_scenes",), "anomaly": ("reef_defects",)}
+
+
+def fits(method, data):
+    """Whether a method is for such data: tasks other than classification have their own."""
+    own = OF_TASK.get(task(method))
+    return data not in (*ORDERING, "reef_defects") if own is None else data in own
+
+
+PAIRS = [(method, data) for method in METHODS for data in [*DATA, "parquet"] if fits(method, data)]
 SMALL = ["backbone=limpet-tiny", "trainer.max_steps=2", "trainer.accelerator=cpu"]
 
 
@@ -62,6 +66,8 @@ def sources(fish, tmp_path_factory):
             "data.epoch_images=16", "trainer.precision=32-true",
         ],
         "shapes": ["data.attribute=pattern", "data.train=2", "data.val=2", "data.test=2"],
+        "reef_scenes": ["data.species=4", "data.train=2", "data.val=2", "data.test=2"],
+        "reef_defects": ["data.species=4", "data.test=2"],
         "reef": ["data.species=4", "data.train=4", "data.val=2", "data.test=2"],
     }
 
@@ -74,7 +80,8 @@ def shots(data):
 def check(run, images=None):
     metrics = json.loads((run / "metrics.json").read_text())
     for values in metrics["results"].values():
-        assert "spearman" in values or 0 <= values["accuracy"] <= 1
+        known = [values[key] for key in ("accuracy", "image_auroc") if key in values]
+        assert "spearman" in values or (all(0 <= value <= 1 for value in known) and known)
         assert images is None or values["images"] == images
     assert (run / "adapter" / "v1" / "adapter.json").is_file()
     return metrics
@@ -95,7 +102,8 @@ def test_every_method_runs_on_every_kind_of_data(method, data, sources, tmp_path
     file = tmp_path / "mine.yaml"
     file.write_text(f"extends: [base, data/{kind}, trainer/cpu, method/{method}]\n")
     (recipe,) = load(str(file), [*SMALL, *sources[data], *shots(data), f"run.dir={tmp_path}"])
-    images = {"folder": None, "reef": 8, "shapes": 8, "ordering": None, "reef_ordering": 8}.get(data, 16)
+    own = {"folder": None, "ordering": None}
+    images = own.get(data, 8 if data in ("reef", "shapes", "reef_scenes", "reef_defects", "reef_ordering") else 16)
     metrics = check(fit(recipe), images)
     assert metrics["method"] == method
     assert data in ORDERING or metrics["results"]["all"]["classes"] == 4

@@ -65,6 +65,15 @@ def test_continuous_values_are_split_by_fifths(table):
     assert len(tested) == 15 and tested.min() < 3 and tested.max() > 14
 
 
+@pytest.mark.parametrize("count", [4, 8, 10])
+def test_a_value_for_each_image_leaves_images_to_train_on(table, count):
+    images = [f"{i}.png" for i in range(count)]
+    text = "path,value,category\n" + "\n".join(f"{name},{i},fruit" for i, name in enumerate(images))
+    data = ready(OrderingConfig(table=str(table(text, images))))
+    assert len(data.samples["train"]) >= count // 2 - 1 and data.samples["test"]
+    assert data.class_texts == {"fruit": ["Sort the images of fruit by value."]}
+
+
 def test_given_splits_columns_and_range(table):
     text = "file,age,kind,split,instruction\na.png,3,fox,train,How old?\nb.png,5,fox,test,\nc.png,90,hen,train,\nd.png,1,hen,test,\n"
     config = OrderingConfig(

@@ -101,6 +101,25 @@ def test_clap_multipliers_are_probabilities_and_the_penalty_starts_at_zero(backb
     assert torch.isfinite(entropy)
 
 
+def test_clap_adaptive_multipliers_follow_the_outer_step(backbone):
+    adapter, fixed = make(backbone, "clap", adaptive=True), make(backbone, "clap")
+    for one in (adapter, fixed):
+        one.fit_closed_form([batch([0, 0, 1, 2, 3])])
+    start = adapter.multiplier.clone()
+    adapter.weight.data += 0.1  # 16 numbers a class: h = 0.16
+    adapter.epoch_ended(0, 3)  # rho was 0
+    torch.testing.assert_close(adapter.multiplier, start)
+    adapter.weight.data += 0.1  # h = 0.64, rho = 0.16
+    adapter.epoch_ended(1, 3)
+    torch.testing.assert_close(adapter.multiplier, start + 0.16 * 0.64)
+    adapter.epoch_ended(2, 3)
+    torch.testing.assert_close(adapter.multiplier, start + 0.16 * 0.64 + 0.64 * 0.64)
+    fixed.weight.data += 0.1
+    fixed.epoch_ended(0, 3)
+    fixed.epoch_ended(1, 3)
+    torch.testing.assert_close(fixed.multiplier, start)
+
+
 def test_clap_other_multipliers(backbone):
     given = [batch([0, 0, 1, 2, 3])]
 

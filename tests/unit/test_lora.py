@@ -91,6 +91,29 @@ def test_merged_weights_give_the_same_answers_under_the_original_names(random_cl
     assert "visual.transformer.resblocks.0.attn.in_proj_weight" not in touched
 
 
+def test_one_change_of_the_fused_matrix_equals_three_split_ones_that_share_a(random_clip):
+    """W + s B A with B (3W, r) on the fused matrix, as other tools save it, is q, k and v each with their third of B."""
+    clip = random_clip()
+    adapter = made(clip, stirred=False)
+    prefix, width, rank = "transformer.resblocks", clip.spec.text_width, 2
+    fused = copy.deepcopy(clip.model)
+    for index, block in enumerate(fused.transformer.resblocks):
+        generator = torch.Generator().manual_seed(index)
+        first = torch.randn(rank, width, dtype=torch.float64, generator=generator)
+        second = torch.randn(3 * width, rank, dtype=torch.float64, generator=generator)
+        split = adapter.clip.model.get_submodule(f"{prefix}.{index}.attn")
+        scale = split.q_proj.scaling["default"]
+        with torch.no_grad():
+            for part, third in zip(("q_proj", "k_proj", "v_proj"), second.chunk(3), strict=True):
+                layer = split.get_submodule(part)
+                layer.lora_A["default"].weight.copy_(first)
+                layer.lora_B["default"].weight.copy_(third)
+            block.attn.in_proj_weight += scale * second @ first
+    expected = zero_shot(type(clip).from_model(fused))
+    assert (expected - zero_shot(clip)).abs().max() > 1e-3
+    torch.testing.assert_close(answer(adapter), expected, rtol=0, atol=1e-9)
+
+
 def test_change_of_the_output_projection_is_applied_once(random_clip):
     adapter = made(random_clip(), targets=["o"], towers="image")
     block = "visual.transformer.resblocks.2.attn.out_proj"

@@ -58,6 +58,14 @@ def test_bootstrap_intervals_hold_the_value_and_narrow_with_more_images():
     assert intervals([], []) == {}
 
 
+def test_draws_without_an_order_are_left_out(recwarn):
+    one = (np.array([0.1, 0.9, 0.5]), np.array([0.0, 1.0, 0.0]))
+    found = intervals(*([part] for part in one), resamples=200)
+    assert found["pairwise_accuracy"] == [1.0, 1.0] and not recwarn.list
+    two = intervals([one[0], -one[0]], [one[1], one[1]], resamples=200)
+    assert two["pairwise_accuracy"][0] < 0.5 < two["pairwise_accuracy"][1]
+
+
 def test_displacement_is_a_share_of_the_order():
     away = displacement(np.array([3.0, 1, 2]), np.array([1.0, 2, 3]))
     assert away.tolist() == [1.0, -0.5, -0.5]

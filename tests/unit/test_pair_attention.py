@@ -1,5 +1,6 @@
 """The ranking-aware adapter's exact identities."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from limpet.classes import ClassSet
 from limpet.methods.ranking import WEIGHTS, Config, Ranking
 from limpet.pair_attention import PairAttention
 from limpet.ranking_network import RankingNetwork, ordered, smooth_log
+from limpet.tokens import image_token_features
 from scipy.stats import spearmanr
 from torch.nn import functional as F
 
@@ -181,3 +183,42 @@ def test_towers_of_other_widths_get_a_trained_projection(tower, random_clip):
     projections = [p for n, p in adapter.named_parameters() if n.startswith(("image_projection", "text_projection"))]
     assert projections and all(p.grad is not None and p.grad.abs().sum() > 0 for p in projections)
     assert adapter.scores(batch).shape == (3,)
+
+
+def test_tokens_of_a_block_are_those_the_tower_computes(tiny):
+    images, seen = torch.randn(3, 3, 64, 64), []
+    hook = tiny.model.visual.transformer.resblocks[2].register_forward_hook(lambda *given: seen.append(given[2]))
+    tiny.model.encode_image(images)
+    hook.remove()
+    expected = F.layer_norm(seen[0][:, 1:], seen[0].shape[-1:])
+    for block in (2, -4, 0.5):
+        adapter = Ranking(Config(block=block)).setup(tiny, ClassSet(("value",), {"value": (TEXT,)}))
+        found = image_token_features(tiny, images, adapter.token_block(adapter.config, tiny.spec))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        batch = {"instruction": [TEXT] * 3}
+        scores = [adapter.eval().scores({**batch, **given}) for given in ({"image": images}, {"tokens": found})]
+        torch.testing.assert_close(scores[0], scores[1])
+
+
+@pytest.mark.parametrize("block", [6, -7, 0.0, 1.5, True, "half"])
+def test_a_block_the_tower_lacks_is_refused_in_a_sentence(tiny, block):
+    assert "has 6 blocks: give 0 to 5" in str(Ranking.supports(Config(block=block), tiny.spec))
+    assert Ranking.supports(Config(block=5), tiny.spec) is None
+    assert "leave it null" in str(Ranking.supports(Config(block=1), dataclasses.replace(tiny.spec, image_tower="timm"))).lower()
+
+
+def test_units_are_those_of_a_category(tiny):
+    """Counts around 4 and lengths around 50 under one adapter: each is learned and answered in its own units."""
+    texts = {"count": ("by the number of fish",), "size": ("by the size of the fish",)}
+    adapter = Ranking(Config()).setup(tiny, ClassSet(("count", "size"), texts))
+    values = torch.tensor([3.0, 5.0, 4.0, 30.0, 70.0, 50.0])
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    adapter.fit_closed_form([{"value": values, "label": labels}])
+    scores = torch.tensor([0.0, 1.0, 0.0, 0.0, 1.0, 0.0])
+    sd = torch.tensor([3.0, 5.0, 4.0]).std(unbiased=False)
+    found, known = adapter.units(scores, labels)
+    torch.testing.assert_close(found.float(), torch.tensor([4, 4 + sd, 4, 50, 50 + 20 * sd, 50]), rtol=1e-5, atol=1e-5)
+    assert known.all() and [adapter.row_of(texts[name][0]) for name in texts] == [0, 1] and adapter.row_of("by age") == -1
+    assert not adapter.units(scores, torch.full((6,), -1))[1].any()
+    with adapter.answering(adapter.classes.only(["size"])):  # labels then count the categories asked about
+        assert adapter.rows({"label": torch.zeros(2, dtype=torch.long)}).tolist() == [1, 1]

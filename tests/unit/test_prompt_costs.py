@@ -86,3 +86,22 @@ def test_maple_computes_prompt_rows_only_where_they_are_read(clip):
         adapter.loss(batch).backward()
     assert text == [useful(clip, 30, 1 + 4)] * (LAYERS - 1) + [30]  # "of a" stays in the sentence, and is shared
     assert image == [3 * 17, 3 * 17, 3 * (17 + 2), 3]
+
+
+@pytest.mark.parametrize("position", ["end", "front"])
+def test_short_and_long_packs_attend_alike(random_clip, monkeypatch, position):
+    """One masked product of all rows and a product for each length of rest give the same features and gradients."""
+    from limpet import packed_text
+    from limpet.prompting import PromptEncoder
+
+    found = []
+    for limit in (0, 10_000):
+        monkeypatch.setattr(packed_text, "TOGETHER", limit)
+        encoder = PromptEncoder(random_clip(), NAMES[:40], 3, position)
+        context = torch.linspace(-1, 1, 2 * 3 * 24, dtype=torch.float64).reshape(2, 3, 24).requires_grad_()
+        features = encoder(context)
+        (gradient,) = torch.autograd.grad((features * torch.linspace(0, 1, 16, dtype=torch.float64)).sum(), context)
+        found.append((features, gradient))
+        masked = {chunk.layout.hidden is not None for chunk in encoder._layout.plan(False, None).chunks}
+        assert masked == {limit > 0}
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-12)

@@ -69,7 +69,8 @@ def test_images_are_ordered_by_score(ordering_run, folder):
     assert found[-1].error and found[-1].path.endswith("broken.jpg")
     alone = ranker.rank([found[2].path])[0]
     assert alone.score == pytest.approx(found[2].score, rel=1e-3, abs=1e-4)
-    assert found[0].estimate is not None
+    assert all(one.in_units for one in found[:-1]) and 0 < found[0].score < 10  # a number of fish
+    assert not ranker.rank([found[0].path], "Sort the images by how blue they are.")[0].in_units
 
 
 def test_the_predict_command_writes_order_and_contact_sheet(ordering_run, folder, capsys):

@@ -65,7 +65,7 @@ def test_every_key_of_a_packaged_recipe_has_a_comment(name):
 
 
 def test_method_recipes_set_only_what_they_may():
-    allowed = ("method.", "optim.", "data.augment.", "trainer.epochs")
+    allowed = ("method.", "optim.", "data.augment.", "data.batch_size", "trainer.epochs")
     for name in packaged_names():
         if name.startswith("method/"):
             own = [k for k, place in load_recipe(name).origins.items() if place.startswith(f"{name}.yaml")]
