@@ -103,7 +103,7 @@ def measure(recipe: Recipe) -> Speed | str:
 def _measured(made: session.Session) -> Speed:
     adapter, backbone, classes = made.adapter, made.backbone, made.training_classes
     loader = made.data.restrict(classes.names).loader("train", augment=True, batch_size=_BATCH)
-    batch: Batch = next(iter(runner.batches_on(loader, backbone.device)))
+    batch: dict[str, Any] = dict(next(iter(runner.batches_on(loader, backbone.device))))
     count = len(batch["path"])
     with torch.no_grad():
         encode = _seconds(lambda: backbone.encode_image(batch["image"], normalize=False)) / count
@@ -125,7 +125,8 @@ def _measured(made: session.Session) -> Speed:
 
 def _step(made: session.Session, batch: Batch) -> None:
     made.adapter.train()
-    made.adapter.loss(batch).backward()
+    loss: Any = made.adapter.loss(batch)
+    loss.backward()
     for parameter in made.adapter.parameters():
         parameter.grad = None
 
