@@ -72,7 +72,8 @@ def batch_of(adapter: Adapter, images: Tensor) -> dict[str, Any]:
     if adapter.needs(adapter.config, adapter.backbone.spec) == "patches":
         from .tokens import image_token_features
 
-        batch["tokens"] = image_token_features(adapter.backbone, images)
+        block = adapter.token_block(adapter.config, adapter.backbone.spec)
+        batch["tokens"] = image_token_features(adapter.backbone, images, block)
     return batch
 
 
