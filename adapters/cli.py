@@ -139,7 +139,7 @@ def predict(
     runs: RunsDir = RUNS,
 ) -> None:
     """Classify images with a run's adapter, or put them in order; write a table (and a contact sheet)."""
-    folder = _module("runs").resolve_run(run, runs)
+    folder = _adapter(run, runs)
     settings = {"coverage": coverage, "max_error": max_error, "threshold": threshold}
     if _module("predict").predict_command(folder, path, out, top, instruction=instruction, labels=labels, **settings):
         raise typer.Exit(1)
@@ -157,7 +157,7 @@ def explain(
     runs: RunsDir = RUNS,
 ) -> None:
     """Show what a decision rests on: patches, near training images, words near learned tokens; write a PNG."""
-    folder = _module("runs").resolve_run(run, runs)
+    folder = _adapter(run, runs)
     _module("explain").explain_command(folder, image, out, label, force)
 
 
@@ -184,7 +184,7 @@ def export(
     runs: RunsDir = RUNS,
 ) -> None:
     """Write a run's adapter in a form that others use, once its answers are proved to be the same."""
-    folder = Path(run) if _module("runs").is_adapter(Path(run)) else _module("runs").resolve_run(run, runs)
+    folder = _adapter(run, runs)
     _module("export").export_command(folder, to, out, version, beside, images)
 
 
@@ -218,6 +218,12 @@ def rename_classes(
 ) -> None:
     """Rename classes of a run's adapter; write a new version of it."""
     _grow(run, runs, lambda grow, folder: grow.rename_classes(folder, names, reword))
+
+
+def _adapter(run: str, runs: Path) -> Any:
+    """The folder of a run, or of an adapter by itself."""
+    module = _module("runs")
+    return Path(run) if module.is_adapter(Path(run)) else module.resolve_run(run, runs)
 
 
 def _grow(run: str, runs: Path, change: Callable[[Any, Path], Any]) -> None:

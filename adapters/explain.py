@@ -1,7 +1,7 @@
 """`limpet explain`: what a decision rests on, as a picture.
 
 For ViT towers the patches that speak for the answer, for caches the nearest training images, for learned prompts the words
-nearest to the learned tokens.
+nearest to the learned tokens, for methods that compare with texts these, the most similar first.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Evidence:
         patches: (h, w) in [0, 1], how much each patch speaks for the class; None where it cannot be said.
         support: the nearest training images; empty for methods without a cache.
         words: for each learned token its name and the nearest words with their distances.
+        because: what the method itself says for the class, in words with a number, strongest first.
         between_words: median distance of two words of the vocabulary, to compare with; None without `words`.
         notes: sentences on what could not be shown.
     """
@@ -58,6 +59,7 @@ class Evidence:
     patches: NDArray[np.float64] | None = None
     support: list[Support] = field(default_factory=list)
     words: list[tuple[str, list[tuple[str, float]]]] = field(default_factory=list)
+    because: list[tuple[str, float]] = field(default_factory=list)
     between_words: float | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -93,7 +95,8 @@ def explain(classifier: Classifier, image: Any, label: str | None = None) -> Evi
     with torch.no_grad():
         found.support = nearest_support(adapter, pixels)
         found.words, found.between_words = nearest_words(adapter, names[chosen])
-    if found.patches is None and not found.support and not found.words:
+    found.because = classifier.because(pixels, [chosen])[0]
+    if found.patches is None and not (found.support or found.words or found.because):
         raise LimpetError(f"Nothing can be shown of this decision: {found.notes[0]}")
     return found
 
@@ -221,7 +224,10 @@ def explain_command(run: Path, image: str, out: Path | None = None, label: str |
 
 def sentences(found: Evidence) -> list[str]:
     """The evidence in words."""
+    from .explain_picture import SAID
+
     lines = [", ".join(f"{name} {100 * p:.1f} %" for name, p in found.top)]
+    lines += [f"{number:.3f} {words}" for words, number in found.because[:SAID]]
     lines += [f"near training image: {s.path or '(unnamed)'} ({s.label}), weight {s.weight:.3f}" for s in found.support]
     lines += [f"{name}: " + ", ".join(f"{word} ({distance:.2f})" for word, distance in words) for name, words in found.words]
     if found.between_words is not None:

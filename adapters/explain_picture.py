@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .explain import Evidence
 
 _TEAL, _GREY = "#0b7a75", "#b9c4ca"
+SAID = 8  # texts that are shown of what a method says
 
 
 def draw(found: Evidence, find: Callable[[str], Any]) -> bytes:
@@ -25,13 +26,17 @@ def draw(found: Evidence, find: Callable[[str], Any]) -> bytes:
     """
     from matplotlib.figure import Figure
 
-    heights = [3.2] + ([2.1] if found.support else []) + ([0.5 + 0.24 * len(found.words)] if found.words else [])
+    said = found.because[:SAID]
+    heights = [3.2, *([0.7 + 0.24 * len(said)] if said else []), *([2.1] if found.support else [])]
+    heights += [0.5 + 0.24 * len(found.words)] if found.words else []
     figure = Figure(figsize=(9.6, sum(heights) + 0.5), dpi=130, layout="constrained")
     parts = np.ravel(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False))
     figure.suptitle(plain(f"What speaks for: {found.label}"), fontsize=12)
     _first(parts[0], found)
+    if said:
+        _because(parts[1], said)
     if found.support:
-        _support(parts[1], found, find)
+        _support(parts[2 if said else 1], found, find)
     if found.words:
         _words(parts[-1], found)
     buffer = io.BytesIO()
@@ -67,6 +72,20 @@ def _first(part: Any, found: Evidence) -> None:
     axes[-1].set_xlabel("probability, %", fontsize=8)
     for side in ("top", "right"):
         axes[-1].spines[side].set_visible(False)
+
+
+def _because(part: Any, said: Sequence[tuple[str, float]]) -> None:
+    part.suptitle("What the method says for it", fontsize=10)
+    axis = part.subplots()
+    names = [plain(text if len(text) <= 70 else f"{text[:69]}…") for text, _ in said]
+    bars = axis.barh(range(len(said)), [number for _, number in said], color=_TEAL)
+    axis.bar_label(bars, [f"{number:.2f}" for _, number in said], fontsize=8, padding=3)
+    axis.set_yticks(range(len(said)), names, fontsize=8)
+    axis.invert_yaxis()
+    axis.margins(x=0.1)
+    axis.set_xticks([])
+    for side in ("top", "right", "bottom"):
+        axis.spines[side].set_visible(False)
 
 
 def _support(part: Any, found: Evidence, find: Callable[[str], Any]) -> None:

@@ -145,6 +145,11 @@ class Classifier:
         return self.adapter.logits(batch).double().cpu()
 
     @torch.no_grad()
+    def because(self, images: Tensor, labels: Sequence[int]) -> list[list[tuple[str, float]]]:
+        """What speaks for the classes `labels` of preprocessed images (B, 3, H, W), see `Prediction.because`."""
+        return self.adapter.evidence(self._batch(images), labels) if self.explains else [[] for _ in labels]
+
+    @torch.no_grad()
     def _batch(self, images: Tensor) -> dict[str, Any]:
         """What the adapter reads of preprocessed images."""
         images = images.to(self.backbone.device)

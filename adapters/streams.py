@@ -96,6 +96,11 @@ def check_recipe(recipe: Recipe) -> None:
         raise RecipeError("stream.by=tasks takes classes as the data of each task name them: remove classes.include, first, texts.")
     if recipe.evaluate.shift:
         raise RecipeError("evaluate.shift is about the trained classes, which change in a stream: use evaluate.others.")
+    if recipe.evaluate.wordings or recipe.evaluate.task:
+        raise RecipeError(
+            "evaluate.wordings and evaluate.task are not measured after every session of a stream: remove them, and give them "
+            "to `limpet evaluate RUN` afterwards."
+        )
 
 
 def pinned(recipe: Recipe) -> Path | None:

@@ -172,17 +172,20 @@ def test_mistakes_are_answered_with_a_sentence(tmp_path, tiny):
 
 def test_predictions_say_why(tiny, tmp_path, fish, monkeypatch, capsys):
     from limpet import artifact
-    from limpet.cli import main
+    from limpet.explain import explain_command
     from limpet.inference import Classifier
+    from limpet.predict import predict_command
 
     names = tuple(sorted(p.name for p in fish.iterdir()))
     adapter = Descriptions(Config(file="reef")).setup(tiny, ClassSet(names)).eval()
     artifact.save(adapter, tmp_path / "run", {})
     monkeypatch.chdir(tmp_path)
-    assert main(["predict", "run", str(fish / names[0]), "--out", "why.csv"]) == 0
+    assert predict_command("run", str(fish / names[0]), tmp_path / "why.csv") == 0
     assert "because" in capsys.readouterr().out
     with (tmp_path / "why.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     (one, *_) = Classifier(adapter).predict(rows[0]["path"])
     assert {text for text, _ in one.because} == set(adapter.prompts(one.label))
     assert rows[0]["because"].startswith(f"{one.because[0][0]} ({one.because[0][1]:.3f}); ")
+    explain_command(tmp_path / "run", rows[0]["path"], tmp_path / "why.png")
+    assert one.because[0][0] in capsys.readouterr().out and (tmp_path / "why.png").stat().st_size > 5000
