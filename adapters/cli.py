@@ -46,6 +46,7 @@ RunName = Annotated[
 ClassNames = Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of classes.")]
 RunsDir = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of all runs.")]
 RUNS = Path("runs")
+_SHOWN = 4  # cells of a grid that `recipes show` writes out
 
 
 def _module(name: str) -> Any:
@@ -139,7 +140,7 @@ def predict(
     runs: RunsDir = RUNS,
 ) -> None:
     """Classify images with a run's adapter, or put them in order; write a table (and a contact sheet)."""
-    folder = _module("runs").resolve_run(run, runs)
+    folder = _adapter(run, runs)
     settings = {"coverage": coverage, "max_error": max_error, "threshold": threshold}
     if _module("predict").predict_command(folder, path, out, top, instruction=instruction, labels=labels, **settings):
         raise typer.Exit(1)
@@ -157,7 +158,7 @@ def explain(
     runs: RunsDir = RUNS,
 ) -> None:
     """Show what a decision rests on: patches, near training images, words near learned tokens; write a PNG."""
-    folder = _module("runs").resolve_run(run, runs)
+    folder = _adapter(run, runs)
     _module("explain").explain_command(folder, image, out, label, force)
 
 
@@ -184,7 +185,7 @@ def export(
     runs: RunsDir = RUNS,
 ) -> None:
     """Write a run's adapter in a form that others use, once its answers are proved to be the same."""
-    folder = Path(run) if _module("runs").is_adapter(Path(run)) else _module("runs").resolve_run(run, runs)
+    folder = _adapter(run, runs)
     _module("export").export_command(folder, to, out, version, beside, images)
 
 
@@ -218,6 +219,12 @@ def rename_classes(
 ) -> None:
     """Rename classes of a run's adapter; write a new version of it."""
     _grow(run, runs, lambda grow, folder: grow.rename_classes(folder, names, reword))
+
+
+def _adapter(run: str, runs: Path) -> Any:
+    """The folder of a run, or of an adapter by itself."""
+    module = _module("runs")
+    return Path(run) if module.is_adapter(Path(run)) else module.resolve_run(run, runs)
 
 
 def _grow(run: str, runs: Path, change: Callable[[Any, Path], Any]) -> None:
@@ -301,12 +308,14 @@ def _recipes(context: typer.Context) -> None:
 def recipes_show(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Print a recipe as it would run, each value with its origin."""
     loaded = _module("recipe").load(recipe, overrides or [])
-    for one in loaded:
+    for one in loaded[:_SHOWN]:
         if len(loaded) > 1:
             say(f"# cell: {' '.join(f'{k}={v}' for k, v in one.cell.items())}")
         for note in one.notes:
             say(f"# note: {note}")
         say(one.to_yaml(origins=True).rstrip("\n"))
+    if len(loaded) > _SHOWN:
+        say(f"# and {len(loaded) - _SHOWN} more cells; the last: {' '.join(f'{k}={v}' for k, v in loaded[-1].cell.items())}")
 
 
 @recipes_app.command("copy")

@@ -91,7 +91,7 @@ class TipAdapter(Adapter):
         for batch in batches:
             views = batch["views"].to(self.keys)
             keys.append(F.normalize(views.mean(1), dim=-1))
-            self.support_paths += list(batch["path"])
+            self.support_paths += list(batch.get("path", [""] * len(views)))
             number = [self._trained.index(classes.names[i]) for i in batch["label"].tolist()]
             owner.append(torch.tensor(number, dtype=torch.long, device=self.owner.device))
         self.keys = nn.Parameter(torch.cat(keys), requires_grad=self.config.finetune)

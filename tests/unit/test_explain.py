@@ -154,3 +154,4 @@ def test_the_command_writes_a_picture_and_overwrites_nothing(cache, tmp_path, pi
         err = capsys.readouterr().err
         assert any(part in err for part in expected.split("|")), err
     assert main(["explain", str(run), "a fish.png", "--out", "new/x.png", "--force"]) == 0
+    assert main(["explain", str(run / "adapter" / "v1"), "a fish.png"]) == 0, "an adapter by itself"
