@@ -46,6 +46,7 @@ RunName = Annotated[
 ClassNames = Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of classes.")]
 RunsDir = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of all runs.")]
 RUNS = Path("runs")
+_SHOWN = 4  # cells of a grid that `recipes show` writes out
 
 
 def _module(name: str) -> Any:
@@ -307,12 +308,14 @@ def _recipes(context: typer.Context) -> None:
 def recipes_show(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Print a recipe as it would run, each value with its origin."""
     loaded = _module("recipe").load(recipe, overrides or [])
-    for one in loaded:
+    for one in loaded[:_SHOWN]:
         if len(loaded) > 1:
             say(f"# cell: {' '.join(f'{k}={v}' for k, v in one.cell.items())}")
         for note in one.notes:
             say(f"# note: {note}")
         say(one.to_yaml(origins=True).rstrip("\n"))
+    if len(loaded) > _SHOWN:
+        say(f"# and {len(loaded) - _SHOWN} more cells; the last: {' '.join(f'{k}={v}' for k, v in loaded[-1].cell.items())}")
 
 
 @recipes_app.command("copy")

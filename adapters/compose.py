@@ -30,6 +30,7 @@ from .nodes import (
     read_file,
     split,
 )
+from .recipe_grid import KEYS, read_cases, read_grid, words
 
 SWAPPED = ("method", "data", "trainer", "continual")  # sections whose parent a bare word replaces
 SHORTHANDS = {"backbone": "name", "data.augment": "preset"}  # a scalar for the section means this key of it
@@ -284,12 +285,16 @@ def compose(name: str, overrides: Sequence[str] = ()) -> list[Composed]:
         RecipeError: for files that cannot be found or read and words that are not overrides.
     """
     path, shown = find_recipe(name)
-    cells = grid(overrides)
-    varied = {key for key in (k for k, _ in cells[0]) if len({dict(cell)[key] for cell in cells}) > 1}
     layers = list(_layers(path, shown, frozenset()))
+    own = {key: node for layer in layers for key, node in layer.tree.items.items() if key in KEYS}
+    layers = [replace(x, tree=_without(x.tree, KEYS)) for x in layers]
+    cases = read_cases(own.get("cases"))
+    cells = grid(words(read_grid(own.get("grid")), overrides))
+    varied = {key for key in (k for k, _ in cells[0]) if len({dict(cell)[key] for cell in cells}) > 1}
     result = []
     for cell in cells:
-        tree, notes = _apply(layers, cell, path.parent)
+        fitting = [case.settings for case in cases if case.fits(dict(cell))]
+        tree, notes = _apply(layers, cell, path.parent, fitting)
         values = {k: _grid_value(v) for k, v in cell if k in varied}
         result.append(Composed(path.stem, tree, tuple(notes), tuple(f"{k}={v}" for k, v in cell), values))
     return result
@@ -299,9 +304,18 @@ def _grid_value(text: str) -> Any:
     return plain_data(parse_value(text))
 
 
-def _apply(layers: list[Layer], cell: Sequence[tuple[str, str]], near: Path) -> tuple[Section, list[str]]:
+def _without(tree: Section, keys: Sequence[str]) -> Section:
+    return Section({k: v for k, v in tree.items.items() if k not in keys}, tree.origin, tree.keys)
+
+
+def _apply(
+    layers: list[Layer], cell: Sequence[tuple[str, str]], near: Path, settings: Sequence[Section] = ()
+) -> tuple[Section, list[str]]:
+    """Merge the layers of a cell, then the recipe's settings for it, then the cell's own values."""
     notes: list[str] = []
     over = Section({}, COMMAND_LINE)
+    for own in settings:
+        over = merge(over, own)
     for key, value in cell:
         node = parse_value(value)
         if isinstance(node, Scalar) and node.is_null and key in (*SWAPPED, *SHORTHANDS):

@@ -51,6 +51,7 @@ __all__ = [
 T = TypeVar("T")
 _DATA_WORDS = {
     "sampling": ("limpet", "dassl"),
+    "templates": ("hand_crafted", "ensemble", "recipe"),
     "lists": ("every", "uniform"),
     "augment.preset": ("natural", "aerial", "microscopy", "mirror", "none"),
 }

@@ -345,7 +345,7 @@ def metrics_of(session: Session, data: Any, manifest: dict[str, Any], spaces: Sp
         "seed": recipe.seed,
         "cell": recipe.cell,
         "shots": recipe.data.shots,
-        "data": recipe.data.name,
+        "data": getattr(recipe.data, "dataset", None) or recipe.data.name,
         "split_hash": manifest["hash"],
         "trainable_parameters": sum(p.numel() for p in adapter.learnable()),
         "selected": adapter.selected,

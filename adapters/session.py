@@ -305,7 +305,7 @@ def choose_classes(recipe: Recipe, data: Any) -> ClassSet:
     return ClassSet(
         names=tuple(names),
         texts=texts,
-        templates=tuple(section.templates),
+        templates=tuple(getattr(data, "templates", None) or section.templates),
         base_names=tuple(section.base or ()),
         new_names=tuple(section.new or ()),
     )

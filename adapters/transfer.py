@@ -31,7 +31,8 @@ def load_targets(recipe: Recipe, trained: ClassSet) -> list[Target]:
     """
     targets = []
     for name, config in recipe.evaluate.others.items():
-        targets.append(other_target(name, _load("others", name, config, recipe.seed), recipe.classes.templates))
+        data = _load("others", name, config, recipe.seed)
+        targets.append(other_target(name, data, getattr(data, "templates", None) or recipe.classes.templates))
     for name, config in recipe.evaluate.shift.items():
         data = _load("shift", name, config, recipe.seed)
         targets.append(shift_target(name, data, trained, config.candidates))

@@ -121,6 +121,29 @@ class CoopSplitsConfig(DataConfig):
 
 
 @dataclass
+class BenchmarkConfig(DataConfig):
+    """A data set that papers report on, in the folders it is published in.
+
+    Attributes:
+        dataset: which; `datamodules/benchmarks/data_sets.json` lists them.
+        templates: sentences around class names: "hand_crafted" (the data set's own), "ensemble" (seven general ones and
+            the data set's own) or "recipe" (`classes.templates`).
+        split_file: the field's split file (split_zhou_*.json); None for the usual one if it is there, else the official
+            split; "official" for the official split.
+        variant: which part of a data set in several (the npz of MedMNIST, the list of ImageNetV2); None for the usual.
+        download: fetch what is missing, where torchvision can.
+    """
+
+    name: str = "benchmark"
+    sampling: str = "dassl"
+    dataset: str = ""
+    templates: str = "hand_crafted"
+    split_file: str | None = None
+    variant: str | None = None
+    download: bool = False
+
+
+@dataclass
 class ReefConfig(DataConfig):
     """Drawn fish, made on the fly; nothing is read or written.
 
@@ -237,6 +260,24 @@ class OrderingConfig(ListConfig, DataConfig):
     instruction: str | None = None
     min_value: float | None = None
     max_value: float | None = None
+
+
+@dataclass
+class OrderingBenchmarkConfig(ListConfig, DataConfig):
+    """A published data set of images with a number to order them by (UTKFace, Adience).
+
+    Attributes:
+        dataset: utkface or adience.
+        instruction: the instruction; None for "Sort the images by age."
+        variant: the fold of Adience that is tested on, 0 to 4; None for 0.
+    """
+
+    name: str = "ordering_benchmark"
+    shots: Any = "all"
+    batch_size: int = 64
+    dataset: str = ""
+    instruction: str | None = None
+    variant: str | None = None
 
 
 @dataclass

@@ -27,48 +27,61 @@ class CoopSplitsDataModule(DataModule):
     def listing(self) -> Listing:
         """Read the split file."""
         root = find_root(self.config.root)
-        file = _find_split_file(root, self.config.split_file)
-        entries = _read(file)
-        names: dict[int, str] = {}
-        for _, _, label, name in entries:
-            if names.setdefault(label, name) != name:
-                raise DataError(f"{file}: the label {label} stands for '{names[label]}' and '{name}'.")
-        labels = sorted(names)
-        if len(set(names.values())) < len(names):
-            twice = sorted({n for n in names.values() if list(names.values()).count(n) > 1})
-            raise DataError(
-                f"{file}: {some(twice)} {'is' if len(twice) == 1 else 'are'} the name of several labels."
-            )
-        number = {label: i for i, label in enumerate(labels)}
-        folder = _find_images(root, file, [path for _, path, _, _ in entries], self.config.image_dir)
-        samples: list[Sample] = []
-        splits: list[str | None] = []
-        missing: list[str] = []
-        seen: dict[str, str] = {}
-        report: list[str] = []
-        doubles: list[str] = []
-        for split, path, label, _ in entries:
-            image = folder / path
-            if path in seen:
-                doubles.append(path)
-            elif not image.is_file():
-                missing.append(path)
-            else:
-                samples.append(Sample(path, number[label], -1, image))
-                splits.append(split)
-            seen.setdefault(path, split)
-        faults = []
-        if doubles:
-            report.append(
-                f"{counted(len(doubles), 'image')} listed again in {file.name}, left out: {some(doubles, 3)}."
-            )
-        if missing:
-            faults.append(
-                f"{counted(len(missing), 'file')} missing in {folder} and left out: {some(missing, 4)}."
-            )
-        class_names = [names[label] for label in labels]
-        texts, sentences = texts_for(class_names, ClassNames(), file.name)
-        return Listing(class_names, texts, samples, splits, [*report, *faults, *sentences], faults)
+        return read_split(root, _find_split_file(root, self.config.split_file), self.config.image_dir)
+
+
+def read_split(root: Path, file: Path, image_dir: str | None) -> Listing:
+    """What a split file lists.
+
+    Args:
+        root: folder of the data set.
+        file: the JSON.
+        image_dir: folder below the root that its paths start from; None to find it.
+
+    Raises:
+        DataError: the file is not a split file, or its images are not found.
+    """
+    entries = _read(file)
+    names: dict[int, str] = {}
+    for _, _, label, name in entries:
+        if names.setdefault(label, name) != name:
+            raise DataError(f"{file}: the label {label} stands for '{names[label]}' and '{name}'.")
+    labels = sorted(names)
+    if len(set(names.values())) < len(names):
+        twice = sorted({n for n in names.values() if list(names.values()).count(n) > 1})
+        raise DataError(
+            f"{file}: {some(twice)} {'is' if len(twice) == 1 else 'are'} the name of several labels."
+        )
+    number = {label: i for i, label in enumerate(labels)}
+    folder = _find_images(root, file, [path for _, path, _, _ in entries], image_dir)
+    samples: list[Sample] = []
+    splits: list[str | None] = []
+    missing: list[str] = []
+    seen: dict[str, str] = {}
+    report: list[str] = []
+    doubles: list[str] = []
+    for split, path, label, _ in entries:
+        image = folder / path
+        if path in seen:
+            doubles.append(path)
+        elif not image.is_file():
+            missing.append(path)
+        else:
+            samples.append(Sample(path, number[label], -1, image))
+            splits.append(split)
+        seen.setdefault(path, split)
+    faults = []
+    if doubles:
+        report.append(
+            f"{counted(len(doubles), 'image')} listed again in {file.name}, left out: {some(doubles, 3)}."
+        )
+    if missing:
+        faults.append(
+            f"{counted(len(missing), 'file')} missing in {folder} and left out: {some(missing, 4)}."
+        )
+    class_names = [names[label] for label in labels]
+    texts, sentences = texts_for(class_names, ClassNames(), file.name)
+    return Listing(class_names, texts, samples, splits, [*report, *faults, *sentences], faults)
 
 
 def _find_split_file(root: Path, given: str | None) -> Path:

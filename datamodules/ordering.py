@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .configs import OrderingConfig
+from .configs import DataConfig, OrderingConfig
 from .errors import DataError, counted, nearest, some
 from .listing import Listing, Sample, clean, default_text, find_root
 from .ordered import OrderedDataModule
@@ -87,7 +87,7 @@ def instruction_for(config: OrderingConfig, category: str, named: bool) -> str:
     return f"Sort the images by {about}." if not named else f"Sort the images of {words} by {about}."
 
 
-def stratified(listing: Listing, config: OrderingConfig) -> Listing:
+def stratified(listing: Listing, config: DataConfig) -> Listing:
     """Give every image a split, such that each split holds all values of each category; groups stay together."""
     strata: list[tuple[int, Any]] = [(0, 0)] * len(listing.samples)
     by_label: dict[int, list[int]] = defaultdict(list)

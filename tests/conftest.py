@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import tempfile
@@ -29,6 +30,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=str(Path(__file__).parent / "parity" / "golden"),
         help="folder of golden cases, NAME/NAME.json and NAME/NAME.safetensors",
     )
+
+
+@pytest.fixture(scope="session")
+def fakes() -> Any:
+    """tests/data: `fakes.write(name, root)` writes a published data set in miniature, in its real layout."""
+    spec = importlib.util.spec_from_file_location("fakes", Path(__file__).parent / "data" / "fakes.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

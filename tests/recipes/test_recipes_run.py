@@ -12,7 +12,7 @@ from limpet.runner import fit
 METHODS = sorted(n.partition("/")[2] for n in packaged_names() if n.startswith("method/"))
 DATA = sorted(n.partition("/")[2] for n in packaged_names() if n.startswith("data/") and n != "data/pretraining")
 RUNNABLE = sorted(n for n in packaged_names() if "/" not in n and n != "base")
-ORDERING = ("ordering", "reef_ordering")
+ORDERING = ("ordering", "reef_ordering", "ordering_benchmark")
 
 
 def task(method):
@@ -34,7 +34,7 @@ SMALL = ["backbone=limpet-tiny", "trainer.max_steps=2", "trainer.accelerator=cpu
 
 
 @pytest.fixture(scope="module")
-def sources(fish, tmp_path_factory):
+def sources(fish, fakes, tmp_path_factory):
     """Settings of each kind of data, all from one folder of drawings."""
     root = tmp_path_factory.mktemp("sources")
     rows, split = [], {"train": [], "val": [], "test": []}
@@ -54,7 +54,11 @@ def sources(fish, tmp_path_factory):
     (root / "coop").mkdir()
     (root / "coop" / "images").symlink_to(fish)
     (root / "coop" / "split_zhou_Fish.json").write_text(json.dumps(split))
+    for name in ("dtd", "utkface"):
+        fakes.write(name, root)
     return {
+        "benchmark": ["data.dataset=dtd", f"data.root={root}"],
+        "ordering_benchmark": [f"data.root={root}"],
         "folder": [f"data.root={fish}"],
         "table": [f"data.root={fish}", f"data.table={root}/fish.csv"],
         "parquet": [f"data.root={fish}", f"data.table={root}/fish.parquet"],

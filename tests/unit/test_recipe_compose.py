@@ -38,7 +38,7 @@ def write(name, text):
 def test_every_packaged_recipe_loads_and_round_trips(name, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        recipe = load_recipe(name)
+        recipe = load(name, ["seed=1", "method=coop"] if name.startswith("benchmarks/") else [])[0]  # a cell of a grid
         for origins in (False, True):
             (tmp_path / "recipe.yaml").write_text(recipe.to_yaml(origins), encoding="utf-8")
             again = Recipe.from_run(tmp_path)
@@ -59,7 +59,7 @@ def test_every_key_of_a_packaged_recipe_has_a_comment(name):
             or (key.endswith(":") and "templates" not in key)
         ):
             continue
-        if key.startswith("name: ") or key == "texts: {}":
+        if key.startswith("name: ") or key == "texts: {}" or "{dataset: " in key:
             continue
         assert before.strip().startswith("#"), f"{name}: no comment above '{key}'"
 

@@ -1,0 +1,98 @@
+"""`grid` and `cases`: a recipe that stands for many runs."""
+
+import pytest
+from limpet import recipe
+from limpet.datamodules.benchmarks import facts
+from limpet.errors import RecipeError
+
+RECIPE = """
+extends: [base, data/reef, method/coop]
+grid:
+  method: [zero_shot, coop]
+  data.shots: [1, 2]
+  seed: [1, 2, 3]
+cases:
+  - {when: {method: coop, data.shots: [2, 4]}, set: {trainer.epochs: 7, method.init: "a photo of a"}}
+  - {when: {seed: 3, method: coop}, set: {trainer.epochs: 9}}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def make(text):
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return make
+
+
+def test_a_recipe_stands_for_all_combinations(write):
+    cells = recipe.load(write(RECIPE))
+    assert len(cells) == 12
+    assert [c.cell for c in cells][:2] == [{"method": "zero_shot", "data.shots": 1, "seed": n} for n in (1, 2)]
+    epochs = {(c.method["name"], c.data.shots, c.seed): c.trainer.epochs for c in cells}
+    assert epochs["coop", 2, 1] == 7 and epochs["coop", 2, 3] == 9
+    assert epochs["coop", 1, 1] == 200 and epochs["zero_shot", 2, 1] == 0
+    assert {c.method.get("init") for c in cells if c.method["name"] == "coop" and c.data.shots == 2} == {"a photo of a"}
+    coop = next(c for c in cells if (c.method["name"], c.data.shots, c.seed) == ("coop", 2, 1))
+    assert coop.origins["trainer.epochs"].endswith("mine.yaml:8")
+
+
+def test_the_command_line_replaces_values_of_the_grid_and_overrules_cases(write):
+    path = write(RECIPE)
+    cells = recipe.load(path, ["method=coop", "data.shots=4,8", "trainer.epochs=3"])
+    assert [(c.data.shots, c.seed) for c in cells] == [(4, 1), (4, 2), (4, 3), (8, 1), (8, 2), (8, 3)]
+    assert {c.trainer.epochs for c in cells} == {3}
+    one = recipe.load_recipe(path, ["method=coop", "data.shots=4", "seed=1"])
+    assert one.trainer.epochs == 7 and one.cell == {}
+
+
+def test_a_cell_reads_back_from_its_run_folder(write, tmp_path):
+    cell = recipe.load(write(RECIPE))[-1]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text(cell.to_yaml())
+    assert recipe.Recipe.from_run(tmp_path / "run").to_dict() == cell.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("grid: 3", "'grid' is a section"),
+        ("grid: {seed: []}", "empty list"),
+        ("grid: {seed: {a: 1}}", "can vary"),
+        ("grid: {sede: [1, 2]}", "sede"),
+        ("cases: {when: {}}", "'cases' is a list"),
+        ("cases: [{when: {seed: 1}}]", "when and set"),
+        ("cases: [{when: {}, set: {trainer.epoch: 3}}]", "Did you mean.*epochs"),
+    ],
+)
+def test_mistakes_are_sentences(write, text, message):
+    with pytest.raises(RecipeError, match=message):
+        recipe.load(write(f"extends: [base, data/reef, method/coop]\n{text}\n"))
+
+
+def test_packaged_benchmarks_follow_the_papers():
+    folder = recipe.packaged_folder() / "benchmarks"
+    eleven = facts.read_json("data_sets.json")["few_shot_11"]
+    sizes = {path.stem: len(recipe.load(f"benchmarks/{path.stem}")) for path in folder.glob("*.yaml")}
+    assert sizes == {"few_shot_11": 1485, "base_to_new": 231, "cross_dataset": 15, "domain_generalisation": 15, "cifar100": 90}
+    few = recipe.load("benchmarks/few_shot_11", ["seed=1"])
+    assert {c.data.dataset for c in few} == set(eleven) and {c.data.sampling for c in few} == {"dassl"}
+    epochs = {(c.data.dataset, c.data.shots): c.trainer.epochs for c in few if c.cell["method"] == "coop"}
+    for name in eleven:  # CoOp's epochs by shots
+        wanted = [50] * 5 if name == "imagenet" else [50, 100, 100, 200, 200]
+        assert [epochs[name, shots] for shots in (1, 2, 4, 8, 16)] == wanted
+    base = recipe.load("benchmarks/base_to_new", ["seed=1"])
+    assert {c.protocol for c in base} == {"base_to_new"} and {c.data.shots for c in base} == {16}
+    assert {c.cell["method"]: c.trainer.epochs for c in base if c.data.dataset == "dtd"} == {
+        "zero_shot": 0, "coop": 200, "cocoop": 10, "kgcoop": 100, "maple": 5, "promptsrc": 20, "gda_base_to_new": 0,
+    }  # fmt: skip
+    cross = recipe.load_recipe("benchmarks/cross_dataset", ["method=maple", "seed=1"])
+    assert (cross.data.dataset, cross.trainer.epochs, cross.optim.lr, cross.method["depth"]) == ("imagenet", 2, 0.0026, 3)
+    assert [entry.dataset for entry in cross.evaluate.others.values()] == [n for n in eleven if n != "imagenet"]
+    shift = recipe.load_recipe("benchmarks/domain_generalisation", ["method=coop", "seed=1", "data.root=/d"])
+    assert {k: (e.dataset, e.root) for k, e in shift.evaluate.shift.items()} == {
+        k: (k, "/d") for k in ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
+    }
+    assert shift.method["init"] == "a photo of a" and shift.trainer.epochs == 50
