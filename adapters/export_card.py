@@ -25,7 +25,7 @@ TITLES = {
     "hub-folder": "Limpet adapter",
 }
 _SAME = ("recipe", "method", "backbone", "fingerprint", "protocol", "shots", "data")  # of runs that differ by their seed alone
-_SPREAD = {"classification": "accuracy", "ordering": "spearman"}
+_SPREAD = {"classification": "accuracy", "ordering": "spearman", "anomaly": "image_auroc"}
 
 
 def write_card(job: Job, target: str, written: Written, parity: Parity, run: Path, folder: Path) -> None:
