@@ -27,6 +27,24 @@ _COLUMNS = {  # of the table of results, by task: key -> heading, and whether it
         "pairwise_accuracy": ("Pairs in the right order", True),
         "kendall": ("Kendall's tau", False),
     },
+    "referring": {"accuracy": ("Right box", True), "chance": ("By chance", True)},
+    "anomaly": {"image_auroc": ("AUROC of images", False), "pixel_auroc": ("AUROC of pixels", False)},
+}
+_KINDS = {"classification": "classes", "ordering": "categories to put in order", "anomaly": "objects", "referring": "categories"}
+_BESIDE = {"referring": "the choice without looking at the boxes", "anomaly": "that of the tower's own patch tokens"}
+_USES = {
+    "ordering": (
+        "Putting images like those it was fitted on in order by what its instruction names.",
+        "Every image gets a score, whatever it shows; other instructions than those of the fit were not measured.",
+    ),
+    "referring": (
+        "Choosing among given boxes the one that a caption means.",
+        "It chooses one of the boxes, even where none is meant.",
+    ),
+    "anomaly": (
+        "Finding images, and places in them, that look more like the abnormal wordings than like the normal ones.",
+        "Scores order images; no threshold was chosen, and what the wordings do not say may be missed.",
+    ),
 }
 
 
@@ -60,7 +78,7 @@ def card(
     info = {**(metrics if isinstance(metrics, Mapping) else {}), **info}
     names = [str(name) for name in content["classes"]["names"]]
     numbers = content["tensors"]["numbers"]
-    kind = "classes" if task == "classification" else "categories to put in order"
+    kind = _KINDS.get(task, "classes")
     weights = f" (weights {_code(spec['pretrained'])})" if spec.get("pretrained") else ""
     lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in (front or {}).items()]
     lines = ["---", *lines, "---", ""] if lines else []
@@ -110,9 +128,8 @@ def _use(task: str, count: int, metrics: Any) -> list[str]:
         if tested
         else "It was not measured on test images in this form."
     )
-    if task == "ordering":
-        use = "Putting images like those it was fitted on in order by what its instruction names."
-        limits = "Every image gets a score, whatever it shows; other instructions than those of the fit were not measured."
+    if task in _USES:
+        use, limits = _USES[task]
     else:
         use = f"Telling images of these {count} classes apart, where each image shows one of them: sorting, pre-labelling, counting."
         limits = (
@@ -163,7 +180,8 @@ def _results(metrics: Any, task: str, seeds: Sequence[str]) -> list[str]:
         cells = [_number(values.get(key), share) for key, (_, share) in columns.items()]
         zero = _number(before.get(space, {}).get(first), columns[first][1])
         lines.append(f"| {_SPACES.get(space, space)} | {values.get('images', '')} | {zero} | {' | '.join(cells)} |")
-    return [*lines, "", f"Zero-shot is the {columns[first][0].lower()} of the same CLIP without training.", "", *_paragraphs(seeds)]
+    beside = _BESIDE.get(task) or f"the {columns[first][0].lower()} of the same CLIP without training"
+    return [*lines, "", f"Zero-shot is {beside}.", "", *_paragraphs(seeds)]
 
 
 def _number(value: Any, share: bool) -> str:

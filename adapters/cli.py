@@ -182,7 +182,7 @@ def export(
     ] = False,
     images: Annotated[
         str | None,
-        typer.Option("--images", metavar="PATH", help="Images to compare answers on; by default drawn ones."),
+        typer.Option("--images", metavar="PATH", help="Images to compare answers on (256 at most); by default drawn ones."),
     ] = None,
     runs: RunsDir = RUNS,
 ) -> None:

@@ -7,7 +7,7 @@ import functools
 import io
 from collections.abc import Sequence
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import jinja2
@@ -87,7 +87,8 @@ def bars(rows: Sequence[Row], labels: Sequence[str]) -> bytes | None:
     names = [" ".join(row.group[key] for key in labels if row.group[key]) or row.group["method"] for row, _ in shown]
     colours = ["#9aa7af" if row.group["method"] == "zero_shot" else "#0b7a75" for row, _ in shown]
     sds = [100 * (row.sd(column) or 0) for row, _ in shown]
-    axes.barh(range(len(shown)), [100 * mean for _, mean in shown], xerr=sds, color=colours, ecolor="#1d2429", capsize=2)
+    spread: dict[str, Any] = {"xerr": sds, "ecolor": "#1d2429", "capsize": 2} if any(sds) else {}
+    axes.barh(range(len(shown)), [100 * mean for _, mean in shown], color=colours, **spread)
     axes.set_yticks(range(len(shown)), [plain_text(name) for name in names], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(f"{heading(column)}, %")

@@ -114,7 +114,8 @@ def relevance(adapter: Adapter, pixels: Tensor, label: int) -> NDArray[np.float6
     with torch.enable_grad(), blocks.watched_attention() as weights:
         images = pixels.detach().clone().requires_grad_(True)
         batch: dict[str, Any] = {"path": [""] * count, "index": torch.arange(count)}
-        if adapter.needs(adapter.config, backbone.spec) == "features":
+        spec = backbone.spec
+        if adapter.needs(adapter.config, spec) == "features" or adapter.image_alone(adapter.config, spec):  # no boxes here
             batch["feature"] = blocks.image_features(backbone, images).to(adapter.dtype)
         else:
             batch["image"] = images

@@ -162,6 +162,7 @@ def _describe(job: Job, target: str, written: Written, parity: Parity, folder: P
         "preprocessing": job.backbone.spec.preprocessing,
         "backbone": {"name": job.backbone.spec.name, "fingerprint": job.backbone.fingerprint},
         "split_hash": info.get("split_hash"),
+        "temperature": (info.get("calibration") or {}).get("temperature"),
         "parity": {"difference": parity.difference, "limit": parity.limit, "images": parity.images, "same_class": parity.same},
         **written.facts,
     }

@@ -25,7 +25,7 @@ TITLES = {
     "hub-folder": "Limpet adapter",
 }
 _SAME = ("recipe", "method", "backbone", "fingerprint", "protocol", "shots", "data")  # of runs that differ by their seed alone
-_SPREAD = {"classification": "accuracy", "ordering": "spearman"}
+_SPREAD = {"classification": "accuracy", "ordering": "spearman", "anomaly": "image_auroc"}
 
 
 def write_card(job: Job, target: str, written: Written, parity: Parity, run: Path, folder: Path) -> None:
@@ -34,6 +34,9 @@ def write_card(job: Job, target: str, written: Written, parity: Parity, run: Pat
     root = data_root(run)
     if root is not None:
         facts["Data folder"] = root
+    temperature = ((job.content.get("info") or {}).get("calibration") or {}).get("temperature")
+    if temperature is not None:
+        facts["Temperature"] = f"{temperature:.3g}: the softmax of scores divided by it gives calibrated probabilities"
     if job.content["backbone"]["spec"].get("precision") != "fp32":
         facts["Export"] = "in float32, compared with Limpet in float32"
     text = card(

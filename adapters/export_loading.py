@@ -21,6 +21,22 @@ ranker = Ranker.load("{folder}")
 for answer in ranker.rank(["photo.jpg"]):
     print(answer.rank, answer.path, answer.score, answer.error)
 """
+REGIONS = """from limpet import artifact
+
+adapter = artifact.load("{folder}")
+print(adapter.task, adapter.config)  # limpet predict {folder} BOXES.csv (path, caption, x0, y0, x1, y1) answers
+"""
+ANOMALY = """import torch
+from limpet import artifact
+from PIL import Image
+
+adapter = artifact.load("{folder}")
+transform = adapter.backbone.transform(resize_mode="squash")
+with torch.inference_mode():
+    scores, maps = adapter.anomaly({{"image": transform(Image.open("photo.jpg"))[None]}})
+print(float(scores[0]), maps[0])  # the greater, the more anomalous; a value a patch
+"""
+_CODE = {"classification": CLASSIFIER, "ordering": RANKER, "referring": REGIONS, "anomaly": ANOMALY}
 _SHOW = """logits -= logits.max(1, keepdims=True)
 probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
 print(table["names"][probabilities[0].argmax()], probabilities[0].max())
@@ -32,7 +48,7 @@ logits = table["scale"] * features @ table["weights"].T + table["bias"]
 
 def limpet(task: str, folder: str = ".") -> str:
     """Load an adapter with Limpet."""
-    return (RANKER if task == "ordering" else CLASSIFIER).format(folder=folder)
+    return _CODE.get(task, CLASSIFIER).format(folder=folder)
 
 
 def onnx(spec: BackboneSpec, beside: bool) -> str:

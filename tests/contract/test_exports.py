@@ -17,7 +17,7 @@ NO_TABLE = {"cocoop", "tip_adapter", "tip_adapter_f"}
 
 def outcome(job, target, folder):
     """None where the export is exact, else the sentence."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     try:
         written = writer_of(target)(job, folder)
     except LimpetError as error:
@@ -33,7 +33,7 @@ def test_every_kind_of_export_but_onnx(fitted, method, tmp_path):
     session, _, _ = fitted(method)
     artifact.save(session.adapter, tmp_path)
     job = load_job(tmp_path)
-    found = {target: outcome(job, target, tmp_path / target) for target in TARGETS if target != "onnx"}
+    found = {target: outcome(job, target, tmp_path / "out" / target) for target in TARGETS if target != "onnx"}
     assert found["adapter"] is None and found["hub-folder"] is None
     if method in TOWERS:
         assert found["merged"] is None and found["weights"] is None
@@ -51,7 +51,7 @@ def test_onnx(fitted, method, tmp_path):
     session, _, _ = fitted(method)
     artifact.save(session.adapter, tmp_path)
     job = load_job(tmp_path)
-    assert outcome(job, "onnx", tmp_path / "onnx") is None, "every method that classifies has been exported so far"
+    assert outcome(job, "onnx", tmp_path / "out") is None, "every method that classifies has been exported so far"
 
 
 def test_ordering(ordering_method, tmp_path):
@@ -59,5 +59,5 @@ def test_ordering(ordering_method, tmp_path):
     (recipe,) = load("order_reef", [f"method={ordering_method}", *small, f"run.dir={tmp_path}"])
     folder: Path = run(recipe)
     job = load_job(folder)
-    found = {target: outcome(job, target, tmp_path / target) for target in TARGETS}
+    found = {target: outcome(job, target, tmp_path / "out" / target) for target in TARGETS}
     assert {target for target, sentence in found.items() if sentence is None} == {"adapter", "hub-folder"}

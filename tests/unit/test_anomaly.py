@@ -196,6 +196,11 @@ def test_a_run_writes_areas_and_heat_maps(run):
     assert np.mean([float(row["image_auroc"]) for row in per_class]) == pytest.approx(values["image_auroc"], abs=1e-6)
 
 
+def test_the_card_says_how_to_load_and_what_was_measured(run):
+    card = (run / "adapter" / "v1" / "README.md").read_text()
+    assert "AUROC of pixels" in card and "adapter.anomaly" in card and "2 objects" in card
+
+
 def test_predicting_a_folder(run, tmp_path, capsys):
     folder = tmp_path / "in"
     folder.mkdir()

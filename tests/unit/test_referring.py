@@ -167,6 +167,8 @@ def test_classifying_regions_of_a_table(tmp_path, session, capsys):
     batch = {"image": adapter.backbone.transform(resize_mode="squash")(image)[None]}
     whole = adapter.logits(batch).softmax(-1).max()
     assert float(rows[4]["probability"]) == pytest.approx(float(whole), abs=1e-5)
+    assert main(["explain", str(run), str(tmp_path / "scene.png"), "--out", str(tmp_path / "why.png")]) == 0
+    assert Image.open(tmp_path / "why.png").width > 100
     (alone,) = Classifier.load(run).predict([image])
     assert alone.probability == pytest.approx(float(whole), abs=1e-5)
 
