@@ -64,10 +64,10 @@ def test_recipes_lists_all_with_a_line_each(capsys):
 
 
 def test_recipes_show_gives_values_origins_and_notes(capsys):
-    assert main(["recipes", "show", "fish", "method=tip_adapter", "optim.lr=0.3"]) == 0
+    assert main(["recipes", "show", "order_reef", "method=ranknet", "optim.lr=0.3"]) == 0
     out = capsys.readouterr().out
-    assert "lr: 0.3" in out and "# command line" in out and "# method/tip_adapter.yaml:" in out
-    assert "# note: method=tip_adapter drops" in out
+    assert "lr: 0.3" in out and "# command line" in out and "# method/ranknet.yaml:" in out
+    assert "# note: method=ranknet drops" in out
 
 
 def test_recipes_show_of_a_grid_shows_each_cell(capsys):

@@ -34,7 +34,7 @@ def message(text, overrides=(), name="fish.yaml"):
         ("optim:\n  lr: -1\n", "fish.yaml:2: optim.lr is -1.0; the least it can be is 0"),
         (
             "optim:\n  name: sdg\n",
-            "fish.yaml:2: optim.name is 'sdg', not one of sgd, adam, adamw. Did you mean 'sgd'?",
+            "fish.yaml:2: optim.name is 'sdg', not one of sgd, adam, adamw, muon. Did you mean 'sgd'?",
         ),
         ("optim:\n  betas: [0.9, x]\n", "fish.yaml:2: optim.betas must be a list of numbers"),
         ("seed: 1.5\n", "fish.yaml:1: seed must be a whole number"),
