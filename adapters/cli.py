@@ -93,8 +93,10 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Do everything up to the first training step: files, classes, backbone, memory."""
     loaded = _module("recipe").load(recipe, overrides or [])
     _module("show").said.clear()
-    for one in loaded:
-        _module("runner").check(one)
+    if len(loaded) == 1:
+        _module("runner").check(loaded[0])
+    else:
+        _module("grid_plan").show_plan(loaded)
 
 
 @app.command(rich_help_panel="Use")

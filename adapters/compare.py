@@ -15,6 +15,7 @@ from . import files
 from . import runs as run_folders
 from .csv_files import cell
 from .errors import RunError
+from .paper_tables import paper_tables
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -192,19 +193,29 @@ def print_table(run_dirs: Iterable[str | Path], console: Console | None = None) 
 def compare(runs: Iterable[str | Path], out: Path | None = None, console: Console | None = None) -> None:
     """Print the table of runs; with `out`, also write compare.md, compare.csv, compare.html, bars.png (and shots.png) there.
 
+    Runs on data sets that papers report on give the papers' tables, too (with `out`: papers.md).
+
     Raises:
         RunError: If none of the runs is finished, or the folder cannot be written.
     """
     from rich.console import Console
 
     notes: list[str] = []
-    rows = summarise(load_runs(runs, notes))
+    found = load_runs(runs, notes)
+    rows, papers = summarise(found), paper_tables(found)
     console = console or Console()
     _print(rows, notes, console)
+    for paper in papers:
+        console.print(paper.rich())
+        for line in paper.notes:
+            console.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
     if out is None:
         return
     try:
         written = write(rows, notes, Path(out))
+        if papers:
+            files.write_text(Path(out) / "papers.md", "\n".join(paper.markdown() for paper in papers))
+            written.append(Path(out) / "papers.md")
     except OSError as error:
         raise RunError(f"The comparison cannot be written to {out}: {error.strerror or error}.") from None
     console.print(f"Written: {', '.join(str(path) for path in written)}", highlight=False, markup=False,
@@ -355,20 +366,25 @@ def heading(column: str) -> str:
 
 
 def _zero_shot(groups: Groups) -> list[Row]:
-    """One row per recipe, backbone and protocol, unless zero_shot itself was run.
+    """One row per recipe, backbone, protocol and data set, unless zero_shot itself was run.
 
     Zero-shot does not depend on the method or the shots; of runs with one seed the first stands for all.
     """
-    own = {(key[0], key[2], key[3]) for key in groups if key[1] == "zero_shot"}
-    gathered: dict[tuple[str, str, str], dict[Any, Mapping[str, Any]]] = {}
+
+    def about(key: tuple[str, ...]) -> tuple[str, str, str, str]:
+        source = [word for word in key[5].split(" ") if word.startswith(("data.dataset=", "data.root=", "data.variant="))]
+        return key[0], key[2], key[3], " ".join(source)
+
+    own = {about(key) for key in groups if key[1] == "zero_shot"}
+    gathered: dict[tuple[str, str, str, str], dict[Any, Mapping[str, Any]]] = {}
     for key, seeds in groups.items():
         for seed, run in seeds.items():
             if isinstance(run.get("zero_shot"), Mapping) and run["zero_shot"]:
-                gathered.setdefault((key[0], key[2], key[3]), {}).setdefault(seed, run)
+                gathered.setdefault(about(key), {}).setdefault(seed, run)
     rows = []
-    for (recipe, backbone, protocol), seeds in gathered.items():
-        if (recipe, backbone, protocol) not in own:
-            row = _row((recipe, "zero_shot", backbone, protocol, "", ""), seeds, "zero_shot")
+    for (recipe, backbone, protocol, source), seeds in gathered.items():
+        if (recipe, backbone, protocol, source) not in own:
+            row = _row((recipe, "zero_shot", backbone, protocol, "", source), seeds, "zero_shot")
             row.stands_for_all = True
             rows.append(row)
     return rows
