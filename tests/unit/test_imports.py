@@ -20,7 +20,8 @@ STANDARD_AND_OMEGACONF = {
 SHARED = {
     "adapter", "deep_prompts", "backbone", "blocks", "prompting", "classes", "errors", "optim", "metrics", "gaussian",
     "cache_search", "layers", "split_attention", "tower_adapter", "interpolation", "peft_layers", "block_memory",
-    "descriptors", "foveal", "objectives", "ordering_adapter", "pair_attention", "ranking_network", "tokens", "tower_parts",
+    "csv_files", "descriptors", "foveal", "objectives", "ordering_adapter", "pair_attention", "ranking_network",
+    "region_adapter", "tokens", "tower_parts",
 }  # fmt: skip
 
 
