@@ -73,7 +73,7 @@ class Config:
     reference: bool = False
     keep_pair_branch: bool = False
     images_at_once: int = 64
-    pairs_at_once: int = 32768
+    pairs_at_once: int = 4096
 
 
 class Ranking(OrderingAdapter):
