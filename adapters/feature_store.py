@@ -32,6 +32,7 @@ from .errors import LimpetError, exhausted
 Array = NDArray[Any]
 KEY = np.dtype("S32")
 FLUSH_BYTES = 64 * 2**20
+FLUSH_SECONDS = 60.0  # a process that is killed loses no more work than this
 _SHARD = ".rows"
 _UNFINISHED = ".unfinished"
 _IN_USE_SECONDS = 3600.0
@@ -130,6 +131,7 @@ class FeatureStore:
         ] = {}  # file name or a made-up one -> keys, sums, rows
         self._pending: list[tuple[bytes, Array]] = []
         self._pending_bytes = 0
+        self._written = time.monotonic()
 
     def lookup(self, keys: list[bytes]) -> Rows:
         """Find the rows of `keys` (32 bytes each). Rows whose checksum is wrong count as not found."""
@@ -162,11 +164,11 @@ class FeatureStore:
         return Rows(parts, part, row, self.width, self.dtype)
 
     def add(self, keys: list[bytes], rows: Array) -> None:
-        """Remember `rows` (B, D) under `keys`; they reach the disk in pieces of 64 MiB and at `flush`."""
+        """Remember `rows` (B, D) under `keys`; they reach the disk every 64 MiB or minute, and at `flush`."""
         rows = np.ascontiguousarray(rows, self.dtype)
         self._pending.extend(zip(keys, rows, strict=True))
         self._pending_bytes += rows.nbytes
-        if self._pending_bytes >= FLUSH_BYTES:
+        if self._pending_bytes >= FLUSH_BYTES or time.monotonic() - self._written > FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
@@ -174,7 +176,7 @@ class FeatureStore:
         if not self._pending:
             return
         pending = dict(self._pending)
-        self._pending, self._pending_bytes = [], 0
+        self._pending, self._pending_bytes, self._written = [], 0, time.monotonic()
         keys = np.array(sorted(pending), dtype=KEY)
         rows = np.stack([pending[key] for key in sorted(pending)])
         sums = np.array(

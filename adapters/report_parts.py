@@ -71,11 +71,13 @@ def learning_curves(folder: Path) -> list[Curve]:
         "loss": "Training loss",
         "val_accuracy": "Right on validation images, %",
         "val_spearman": "Spearman on validation images",
+        "test_accuracy": "Right on the test images that the epoch was chosen on, %",
+        "test_spearman": "Spearman on the test images that the epoch was chosen on",
     }
     curves = []
     for key, title in titles.items():
         found = [(_float(row.get("epoch")), _float(row.get(key))) for row in rows]
-        points = [(x + 1, 100 * y if key == "val_accuracy" else y) for x, y in found if x is not None and y is not None]
+        points = [(x + 1, 100 * y if key.endswith("accuracy") else y) for x, y in found if x is not None and y is not None]
         if points:
             curves.append(curve(title, points))
     return curves

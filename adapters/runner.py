@@ -273,7 +273,8 @@ def gradient_training(
     """Train with Lightning, from the checkpoint of an interrupted run where there is one."""
     recipe = session.recipe
     module = AdaptationModule(session.adapter, recipe.optim, recipe.seed, regulariser)
-    best = KeepBest(held_out) if recipe.evaluate.select != "last" and held_out else None
+    split = "test" if recipe.evaluate.select == "test_as_published" else "val"
+    best = KeepBest(held_out, split) if recipe.evaluate.select != "last" and held_out else None
     checkpoint = ResumeCheckpoint(run_dir / CHECKPOINT, every=max(1, recipe.trainer.epochs // 50))
     callbacks: list[Any] = [TrainingProgress(show.console), *([best] if best else []), checkpoint]
     for name in ("lightning.pytorch", "lightning.fabric"):

@@ -50,11 +50,12 @@ class KeepBest(Checkpoint):
     """Remember the adapter's state with the best accuracy (or Spearman) on val (`evaluate.select: val`); of equals the first is kept.
 
     Args:
-        batches: validation batches, evaluated at the end of every epoch.
+        batches: held-out batches, evaluated at the end of every epoch.
+        split: where they come from, "val" or "test" (as published); names the column of the log.
     """
 
-    def __init__(self, batches: Sequence[Batch]) -> None:
-        self.batches = batches
+    def __init__(self, batches: Sequence[Batch], split: str = "val") -> None:
+        self.batches, self.split = batches, split
         self.accuracy = -2.0
         self.epoch = -1
         self.state: dict[str, Tensor] = {}
@@ -65,7 +66,7 @@ class KeepBest(Checkpoint):
         adapter = pl_module.adapter
         task = task_of(adapter)
         accuracy = float(task.evaluate(adapter, self.batches, adapter.classes).metrics().get(task.HEADLINE, 0.0))
-        pl_module.log(f"val_{task.HEADLINE}", accuracy, rank_zero_only=True)
+        pl_module.log(f"{self.split}_{task.HEADLINE}", accuracy, rank_zero_only=True)
         if accuracy > self.accuracy:
             self.accuracy, self.epoch = accuracy, trainer.current_epoch
             self.state = {k: v.detach().cpu().clone() for k, v in adapter.state_dict().items()}

@@ -109,11 +109,11 @@ def test_every_method_runs_on_every_kind_of_data(method, data, sources, tmp_path
     file = tmp_path / "mine.yaml"
     file.write_text(f"extends: [base, data/{kind}, trainer/cpu, method/{method}]\n")
     (recipe,) = load(str(file), [*SMALL, *sources[data], *shots(data), f"run.dir={tmp_path}"])
-    own = {"folder": None, "ordering": None}
+    own = {"folder": None, "ordering": None, "benchmark": 9, "ordering_benchmark": None}
     images = own.get(data, 8 if data in ("reef", "shapes", "reef_scenes", "reef_defects", "reef_ordering") else 16)
     metrics = check(fit(recipe), images)
     assert metrics["method"] == ("coop" if method == "coop_words" else method)
-    assert data in ORDERING or metrics["results"]["all"]["classes"] == 4
+    assert data in ORDERING or metrics["results"]["all"]["classes"] == (3 if data == "benchmark" else 4)
 
 
 def test_quickstart_in_full_beats_zero_shot(tmp_path):

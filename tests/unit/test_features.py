@@ -263,6 +263,16 @@ def test_hundreds_of_shards_need_few_descriptors():
         rows.parts[0][0, 0] = 1
 
 
+def test_a_process_that_is_killed_loses_a_minute_at_most(monkeypatch):
+    store = FeatureStore({"a": 1}, 3)
+    store.add([b"k" * 32], np.ones((1, 3)))
+    assert not store.folder.exists()
+    later = feature_store.time.monotonic() + 61
+    monkeypatch.setattr(feature_store.time, "monotonic", lambda: later)
+    store.add([b"l" * 32], np.ones((1, 3)))
+    assert FeatureStore({"a": 1}, 3).lookup([b"k" * 32, b"l" * 32]).found.all()
+
+
 def test_running_out_of_descriptors_is_said_and_no_image_is_called_damaged(root, tiny, cache):
     data = make(root, tiny)
     data.features("test")
