@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 LEVELS = 3  # scales of regions, R-MAC's
 OVERLAP = 0.4  # of neighbouring regions at the largest scale, R-MAC's
-_PATCHES = ("mean", "max", "rmac")
+PATCHES = ("mean", "max", "rmac")  # poolings of the patch tokens
 
 
 def regions(height: int, width: int, levels: int = LEVELS) -> list[tuple[int, int, int]]:
@@ -100,7 +101,7 @@ def check_pooling(adapter: Adapter, kind: str) -> None:
     from .adapter import Adapter
 
     changed = type(adapter).encode_image is not Adapter.encode_image
-    if kind in _PATCHES and changed:
+    if kind in PATCHES and changed:
         raise RecipeError(
             f"Pooling '{kind}' reads patches of the frozen image tower, and '{adapter.name}' answers with image features of "
             "its own. Use class or multi_crop."
@@ -118,16 +119,23 @@ def pooled(adapter: Adapter, batch: Batch, kind: str) -> Tensor:
     """
     if kind == "class":
         return _own(adapter, batch)
-    images = batch["image"].to(adapter.backbone.device)
     if kind == "multi_crop":
+        images = batch["image"].to(adapter.backbone.device)
         views = F.normalize(_own(adapter, {"image": images.flatten(0, 1)}), dim=-1)
         return views.reshape(*images.shape[:2], -1).mean(1)
-    tokens = image_token_features(adapter.backbone, images)
-    if kind == "mean":
-        return tokens.mean(1)
-    if kind == "max":
-        return tokens.amax(1)
-    return regional_max(tokens, grid_of(adapter.backbone, tokens.shape[1]))
+    return pooled_patches(adapter, batch, [kind])[kind]
+
+
+@torch.no_grad()
+def pooled_patches(adapter: Adapter, batch: Batch, kinds: Sequence[str]) -> dict[str, Tensor]:
+    """Several of the poolings in `PATCHES` from one pass through the image tower: (B, D) each, not normalised."""
+    tokens = image_token_features(adapter.backbone, batch["image"].to(adapter.backbone.device))
+    ways = {
+        "mean": lambda: tokens.mean(1),
+        "max": lambda: tokens.amax(1),
+        "rmac": lambda: regional_max(tokens, grid_of(adapter.backbone, tokens.shape[1])),
+    }
+    return {kind: ways[kind]() for kind in kinds}
 
 
 def _own(adapter: Adapter, batch: Batch) -> Tensor:

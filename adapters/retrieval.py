@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from .errors import LimpetError, NeedsImages
-from .pooling import MultiCrop, check_pooling, pooled
+from .pooling import PATCHES, MultiCrop, check_pooling, pooled, pooled_patches
 from .progress import Progress
 from .retrieval_metrics import RankingTally
 from .whitening import Whitening, unit
@@ -70,9 +70,10 @@ def retrieve(adapter: Adapter, data: Any, classes: ClassSet, config: RetrievalCo
         if config.by == "pairs":
             return found | _pairs(adapter, data, config)
         tables: dict[str, Any] = {"image_to_image": {}, "groups": {}}
+        tests = embed_all(adapter, data, "test", config.pooling, config.crop_share)
+        trains = embed_all(adapter, data, "train", config.pooling, config.crop_share) if _needs_train(config) else {}
         for kind in config.pooling:
-            test = embed(adapter, data, "test", kind, config.crop_share)
-            fitted_on = embed(adapter, data, "train", kind, config.crop_share) if _needs_train(config) else None
+            test, fitted_on = tests[kind], trains.get(kind)
             for name, form in _forms(config, fitted_on):
                 query = form(test.vectors)
                 others = form(fitted_on.vectors) if config.gallery == "train" and fitted_on else None
@@ -99,6 +100,26 @@ def _forms(config: RetrievalConfig, train: Embedded | None) -> Iterator[tuple[st
         yield "whitened", lambda vectors: plain(whitening(plain(vectors)))
 
 
+def embed_all(adapter: Adapter, data: Any, split: str, kinds: Sequence[str], crop_share: float = 0.7) -> dict[str, Embedded]:
+    """The images of a split as vectors of several poolings; those of the patches share one pass over the images."""
+    patches = [kind for kind in kinds if kind in PATCHES]
+    found = {kind: embed(adapter, data, split, kind, crop_share) for kind in kinds if kind not in patches}
+    vectors: dict[str, list[NDArray[np.float64]]] = {kind: [] for kind in patches}
+    labels, paths = [], []
+    for batch in batches(adapter, data, split, "patches") if patches else ():
+        for kind, value in pooled_patches(adapter, batch, patches).items():
+            vectors[kind].append(value.double().cpu().numpy())
+        labels.append(batch["label"].cpu().numpy())
+        paths += list(batch["path"])
+    for kind, parts in vectors.items():
+        found[kind] = Embedded(np.concatenate(parts), np.concatenate(labels), paths) if parts else _nothing()
+    return found
+
+
+def _nothing() -> Embedded:
+    return Embedded(np.zeros((0, 1)), np.zeros(0, np.int64), [])
+
+
 def embed(adapter: Adapter, data: Any, split: str, kind: str, crop_share: float = 0.7) -> Embedded:
     """The images of a split as vectors of one pooling, in the order of the data; unreadable ones are left out and noted."""
     vectors, labels, paths = [], [], []
@@ -107,7 +128,7 @@ def embed(adapter: Adapter, data: Any, split: str, kind: str, crop_share: float 
         labels.append(batch["label"].cpu().numpy())
         paths += list(batch["path"])
     if not vectors:
-        return Embedded(np.zeros((0, 1)), np.zeros(0, np.int64), [])
+        return _nothing()
     return Embedded(np.concatenate(vectors), np.concatenate(labels), paths)
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 BLOCK = 16384  # vectors whose products with the queries are held at once
+_SINGLE = 4  # times as many for a single query
 _AGAIN = 65536  # rows computed again at once
 
 Numbers = NDArray[np.int64]
@@ -41,17 +45,20 @@ class ExactSearch:
         # twice the error of a float32 product of D terms (Higham's bound), and that of rounding the query
         margin = (exact.shape[1] + 1) * float(np.finfo(np.float32).eps) * np.linalg.norm(exact, axis=1) * self._longest
         candidates = [_Candidates(k, float(m)) for m in margin]
-        for start in range(0, len(self.vectors), self.block):
-            products = rough @ self.vectors[start : start + self.block].T
-            if len(rough) == 1:
-                candidates[0].add(products[0], np.flatnonzero(products[0] >= candidates[0].bar), start)
-                continue
+        # products of a single query are few: larger blocks, fewer calls
+        block = self.block * _SINGLE if len(rough) == 1 else self.block
+        for start in range(0, len(self.vectors), block):
+            products = _products(rough, self.vectors[start : start + block])
+            if start == 0 and k <= products.shape[1]:
+                for one, kth in zip(candidates, np.partition(products, -k, axis=1)[:, -k].tolist(), strict=True):
+                    one.raise_bar(kth)
             bars = np.array([one.bar for one in candidates], np.float32)
             places = np.flatnonzero(products >= bars[:, None])
-            rows, columns = np.divmod(places, products.shape[1])
-            ends = np.searchsorted(rows, np.arange(len(rough) + 1))
-            for q in np.unique(rows).tolist():
-                candidates[q].add(products[q], columns[ends[q] : ends[q + 1]], start)
+            if len(places):
+                rows, columns = np.divmod(places, products.shape[1])
+                ends = np.searchsorted(rows, np.arange(len(rough) + 1))
+                for q in np.unique(rows).tolist():
+                    candidates[q].add(products[q], columns[ends[q] : ends[q + 1]], start)
         found = [self._settle(query, one.numbers, k) for query, one in zip(exact, candidates, strict=True)]
         return np.stack([numbers for numbers, _ in found]), np.stack([scores for _, scores in found])
 
@@ -62,6 +69,15 @@ class ExactSearch:
         scores = np.concatenate([(self.vectors[part].astype(np.float64) * query).sum(1) for part in parts])
         best = np.lexsort((numbers, -scores))[:k]
         return numbers[best], scores[best]
+
+
+def _products(queries: NDArray[np.float32], part: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Inner products (Q, n) in float32; of several queries by PyTorch, whose matrix product is the faster one."""
+    if len(queries) == 1:
+        return np.asarray(queries @ part.T)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # it is only read
+        return np.asarray((torch.from_numpy(queries) @ torch.from_numpy(part).T).numpy())
 
 
 class _Candidates:
@@ -78,6 +94,10 @@ class _Candidates:
         self.numbers: Numbers = np.zeros(0, np.int64)
         self._products: NDArray[np.float32] = np.zeros(0, np.float32)
 
+    def raise_bar(self, kth: float) -> None:
+        """There are `k` products of at least `kth`: what is surely below it cannot be among the best."""
+        self.bar = np.nextafter(np.float32(kth - self.margin), np.float32(-np.inf))
+
     def add(self, products: NDArray[np.float32], places: Numbers, start: int) -> None:
         """Take in the places of a block whose products reach the bar, and raise the bar."""
         if not len(places):
@@ -86,7 +106,6 @@ class _Candidates:
         self._products = np.concatenate([self._products, products[places]])
         if len(self.numbers) < self.k:
             return
-        kth = float(np.partition(self._products, -self.k)[-self.k])
-        self.bar = np.nextafter(np.float32(kth - self.margin), np.float32(-np.inf))
+        self.raise_bar(float(np.partition(self._products, -self.k)[-self.k]))
         kept = self._products >= self.bar
         self.numbers, self._products = self.numbers[kept], self._products[kept]
