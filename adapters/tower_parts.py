@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .backbone_spec import BackboneSpec
-from .errors import nearest
+from .errors import RecipeError, nearest
 from .layers import per_tower
-from .tower_adapter import block_prefix
+from .tower_adapter import TowerAdapter, block_prefix
+
+if TYPE_CHECKING:
+    from .backbone import EditableClip
 
 PARTS = {  # what of a native tower, by the parameter's name
     "attention": r"\.attn\.",
@@ -66,6 +69,32 @@ def chosen(model: Any, spec: BackboneSpec, tower: str, layers: Any, parts: Seque
     patterns = [""] if "all" in parts else [PARTS[part] for part in parts]
     kept = [n for n, i in place.items() if i in choice.blocks and any(re.search(p, n) for p in patterns)]
     return kept, min((place[name] for name in kept), default=0), choice.note
+
+
+def copied(adapter: TowerAdapter, extra: Sequence[str] = ()) -> tuple[EditableClip, int]:
+    """A copy of an adapter's backbone in which the weights that its configuration chooses can be trained.
+
+    Args:
+        adapter: its configuration has `layers` and `parts`; its notes get what there is to say about the layers.
+        extra: further parameters of the model that are trained.
+
+    Returns:
+        The copy, and the lowest block of the image tower that is trained (0 where none is).
+
+    Raises:
+        RecipeError: nothing is left to train.
+    """
+    config, backbone = adapter.config, adapter.backbone
+    towers = adapter.towers(config)
+    names, first = [], 0
+    for tower in towers:
+        found, lowest, note = chosen(backbone.model, backbone.spec, tower, config.layers, config.parts)
+        names += found
+        adapter.notes += [note] if note and note not in adapter.notes else []
+        first = lowest if tower == "image" else first
+    if not names:
+        raise RecipeError(f"method.parts {list(config.parts)} and method.layers {config.layers} leave nothing to train.")
+    return backbone.editable(towers, [*names, *extra]), first
 
 
 def _tower(name: str) -> str:

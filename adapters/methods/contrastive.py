@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from .. import blocks, tower_adapter
 from ..adapter import Batch
-from ..errors import RecipeError, nearest
+from ..errors import nearest
 from ..objectives import OBJECTIVES
 from ..tower_adapter import TowerAdapter, tower_problem
-from ..tower_parts import chosen, parts_problem
+from ..tower_parts import copied, parts_problem
 
 if TYPE_CHECKING:
     from ..backbone_spec import BackboneSpec
@@ -82,15 +82,7 @@ class Contrastive(TowerAdapter):
     def build(self) -> None:
         """Copy the chosen weights and the temperature."""
         config: Config = self.config
-        names, first = [], 0
-        for tower in self.towers(config):
-            found, lowest, note = chosen(self.backbone.model, self.backbone.spec, tower, config.layers, config.parts)
-            names += found
-            self.notes += [note] if note and note not in self.notes else []
-            first = lowest if tower == "image" else first
-        if not names:
-            raise RecipeError(f"method.parts {list(config.parts)} and method.layers {config.layers} leave nothing to train.")
-        clip = self.backbone.editable(self.towers(config), [*names, "logit_scale"])
+        clip, first = copied(self, ["logit_scale"])
         if config.temperature is not None:
             clip.model.logit_scale.data.fill_(config.temperature).log_()
         self.attach(clip, dict(clip.named_parameters()), first)

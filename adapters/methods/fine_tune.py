@@ -11,9 +11,9 @@ from torch import Tensor
 
 from .. import tower_adapter
 from ..adapter import Batch
-from ..errors import RecipeError, nearest
+from ..errors import nearest
 from ..tower_adapter import TowerAdapter, tower_problem
-from ..tower_parts import chosen, parts_problem
+from ..tower_parts import copied, parts_problem
 
 if TYPE_CHECKING:
     from ..backbone_spec import BackboneSpec
@@ -61,17 +61,7 @@ class FineTune(TowerAdapter):
 
     def build(self) -> None:
         """Copy the chosen weights; everything else stays shared with the backbone."""
-        config: Config = self.config
-        towers = self.towers(config)
-        names, first = [], 0
-        for tower in towers:
-            found, lowest, note = chosen(self.backbone.model, self.backbone.spec, tower, config.layers, config.parts)
-            names += found
-            self.notes += [note] if note and note not in self.notes else []
-            first = lowest if tower == "image" else first
-        if not names:
-            raise RecipeError(f"method.parts {list(config.parts)} and method.layers {config.layers} leave nothing to train.")
-        clip = self.backbone.editable(towers, names)
+        clip, first = copied(self)
         self.attach(clip, dict(clip.named_parameters()), first)
         size = sum(p.numel() * p.element_size() for p in self.learnable()) / 1e6
         self.notes.append(f"The artefact holds the trained weights of the towers: {size:.1f} MB.")
