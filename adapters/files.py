@@ -48,3 +48,8 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, buffer.getvalue())
+
+
+def printable(path: str) -> str:
+    """A path whose bytes are no valid text (possible on Linux) as text that can be written."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

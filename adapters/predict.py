@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import LimpetError
+from .files import printable
 from .image_sources import SUFFIXES, Located, find_images, find_sources
 from .prediction_files import check_target, writing
 from .runs import is_run, resolve_run
@@ -165,16 +166,16 @@ def _write(
             progress.advance(1)
             writer.write(_row(classifier, one))
             if one.error is not None:
-                found.broken.append((_printable(one.path), one.error))
+                found.broken.append((printable(one.path), one.error))
             if one.note is not None:
-                found.noted.append((_printable(one.path), one.note))
+                found.noted.append((printable(one.path), one.note))
             found.abstained += one.abstained
             if len(found.first) < _SHOWN:
                 found.first.append(one)
 
 
 def _row(classifier: Classifier, one: Prediction) -> dict[str, Any]:
-    row: dict[str, Any] = {"path": _printable(one.path)}
+    row: dict[str, Any] = {"path": printable(one.path)}
     if one.error is not None:
         return {**row, "error": one.error}
     label = str(one.label)
@@ -248,7 +249,7 @@ def _show(console: Console, first: list[Prediction], images: Sequence[str]) -> N
     common = common_folder(images)
     for one in first:
         path = Path(one.path)
-        name = Text(_printable(str(path.relative_to(common) if path.is_relative_to(common) else path)))
+        name = Text(printable(str(path.relative_to(common) if path.is_relative_to(common) else path)))
         if one.error is not None:
             table.add_row(name, Text("not readable", style="red"))
             continue
@@ -269,8 +270,3 @@ def _fresh(folder: Path, stem: str = "predicted") -> Path:
     while (place / f"{stem}-{number}.csv").exists():
         number += 1
     return place / f"{stem}-{number}.csv"
-
-
-def _printable(path: str) -> str:
-    """A path whose bytes are no valid text (possible on Linux) as text that can be written."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

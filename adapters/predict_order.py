@@ -13,6 +13,7 @@ from . import contact_sheet, files
 from .contact_sheet import Picture
 from .csv_files import cell, read_rows
 from .errors import LimpetError
+from .files import printable
 from .image_sources import Located, open_image
 from .ordering_metrics import displacement, order_metrics
 
@@ -183,12 +184,12 @@ def _write(
     columns += ["value", "displacement"] if away else []
     rows = []
     for one in found:
-        row: dict[str, Any] = {"rank": one.rank, "path": cell(_printable(one.path)), "score": f"{one.score:.6f}"}
+        row: dict[str, Any] = {"rank": one.rank, "path": cell(printable(one.path)), "score": f"{one.score:.6f}"}
         if away:
             row["value"] = values.get(one.path, "")
             row["displacement"] = f"{away[one.path]:.6f}" if one.path in away else ""
         rows.append(row)
-    rows += [{"path": cell(_printable(one.path))} for one in broken]
+    rows += [{"path": cell(printable(one.path))} for one in broken]
     out.parent.mkdir(parents=True, exist_ok=True)
     files.write_csv(out, rows, columns)
 
@@ -210,7 +211,7 @@ def _show(console: Console, found: Sequence[Ranked], values: Mapping[str, float]
             table.add_row("...", "")
         path = Path(one.path)
         name = path.relative_to(common) if path.is_relative_to(common) else path
-        cells: list[Any] = [str(one.rank), Text(_printable(str(name))), f"{one.score:.3f}"]
+        cells: list[Any] = [str(one.rank), Text(printable(str(name))), f"{one.score:.3f}"]
         cells += [f"{values[one.path]:g}" if one.path in values else ""] if valued else []
         table.add_row(*cells)
     console.print(table)
@@ -227,7 +228,3 @@ def _measured(console: Console, found: Sequence[Ranked], values: Mapping[str, fl
             f"pairwise accuracy {result['pairwise_accuracy']:.3f}. Worst mistakes come first on the page.",
             highlight=False,
         )
-
-
-def _printable(path: str) -> str:
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -16,6 +16,7 @@ from . import contact_sheet, files
 from .contact_sheet import Picture
 from .csv_files import cell
 from .errors import LimpetError, RunError
+from .files import printable
 from .image_index import Found, ImageIndex, build, check_target
 from .predict import SUFFIXES, find_images, task_of_artefact
 
@@ -66,7 +67,7 @@ def index_command(
     if broken:
         console.print(f"{len(broken)} of {len(images)} images could not be read and are not in the index:", highlight=False)
         for name, why in broken[:50]:
-            console.print(f"  {_printable(name)}: {why}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"  {printable(name)}: {why}", highlight=False, markup=False, soft_wrap=True)
         if len(broken) > 50:
             console.print("  and more, in index.json", highlight=False)
     console.print(f"Index: {target}", highlight=False, markup=False, soft_wrap=True)
@@ -140,7 +141,7 @@ def search_command(
     for rank, one in enumerate(found, 1):
         path = Path(one.path)
         short = path.relative_to(root) if path.is_relative_to(root) else path
-        table.add_row(str(rank), Text(_printable(str(short))), f"{one.score:.3f}")
+        table.add_row(str(rank), Text(printable(str(short))), f"{one.score:.3f}")
     console.print(table)
     if gone:
         console.print(f"{gone} of them cannot be read any more: the index is older than the folder.", style="yellow", highlight=False)
@@ -159,7 +160,7 @@ def _is_file(path: Path) -> bool:
 def _write(found: Sequence[Found], query: str, count: int, target: Path) -> int:
     """Write CSV, PNG and page; returns how many of the images cannot be read any more."""
     rows = [
-        {"rank": rank, "path": cell(_printable(one.path)), "similarity": f"{one.score:.6f}"} for rank, one in enumerate(found, 1)
+        {"rank": rank, "path": cell(printable(one.path)), "similarity": f"{one.score:.6f}"} for rank, one in enumerate(found, 1)
     ]
     files.write_csv(target, rows, ("rank", "path", "similarity"))
     pictures = [Picture(rank, one.path, f"{one.score:.3f}", Path(one.path).parent.name) for rank, one in enumerate(found, 1)]
@@ -198,7 +199,7 @@ def _groups(index: ImageIndex, count: int, console: Console) -> None:
     for label, number in sorted(place.items(), key=lambda pair: pair[1]):
         members = np.flatnonzero(fitted.labels_ == label)
         members = members[np.argsort(away[members], kind="stable")]
-        rows += [{"path": cell(_printable(index.paths[i])), "group": number} for i in members]
+        rows += [{"path": cell(printable(index.paths[i])), "group": number} for i in members]
         pictures = [Picture(n, index.paths[i], Path(index.paths[i]).parent.name) for n, i in enumerate(members[:24].tolist(), 1)]
         sections.append((f"Group {number}: {len(members)} images", "The most typical ones first.", pictures))
     files.write_csv(index.folder / "groups.csv", rows, ("path", "group"))
@@ -215,7 +216,3 @@ def _fresh(folder: Path, query: str) -> Path:
     while (folder / f"{number:03d}-{slug}.csv").exists():
         number += 1
     return folder / f"{number:03d}-{slug}.csv"
-
-
-def _printable(path: str) -> str:
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
