@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
-import zipfile
 
-import numpy as np
 import pytest
 import torch
 from limpet.backbone import FrozenClip
 from limpet.backbone_packing import main
 from limpet.cli import main as limpet
 from limpet.export import export
-from PIL import Image
 
 SMALL = {
     "embed_dim": 16,
@@ -25,17 +21,10 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, fakes):
     """A few steps of `pretrain_tiny` on invented photographs, with a smaller model."""
     folder = tmp_path_factory.mktemp("pretraining")
-    rng = np.random.default_rng(0)
-    for name, count in (("cifar100_train.zip", 10), ("cifar100_test.zip", 2)):
-        with zipfile.ZipFile(folder / name, "w") as archive:
-            for label in ("apple", "aquarium_fish"):
-                for i in range(count):
-                    file = io.BytesIO()
-                    Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(file, "JPEG")
-                    archive.writestr(f"{label}/{label}_s_{i:06d}.jpg", file.getvalue())
+    fakes.write("cifar100", folder)
     words = [
         "fit", "pretrain_tiny", f"data.root={folder}", f"run.dir={folder / 'runs'}", "trainer.epochs=1", "data.batch_size=20",
         "data.epoch_images=40", "data.shapes=12", "data.fish=6", "data.size=32", "trainer.precision=32-true",
