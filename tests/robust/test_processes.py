@@ -1,6 +1,5 @@
 """Several processes: the same samples once each, the numbers of one process, one run folder, caches written once."""
 
-import csv
 import json
 import os
 import subprocess
@@ -13,10 +12,6 @@ from limpet.datamodules import load
 from limpet.datamodules.configs import PretrainingConfig, ReefConfig
 from limpet.datamodules.pretraining import MixedLoader
 from limpet.datamodules.pretraining_sources import shape_source
-from safetensors.torch import load_file
-
-SMALL = ["data.species=4", "data.train=4", "data.val=2", "data.test=3", "data.shots=4", "trainer.epochs=2", "trainer.threads=1",
-         "trainer.accelerator=cpu", "protocol=all", "classes.first=4"]  # fmt: skip
 
 
 def run(place, *command):
@@ -82,47 +77,3 @@ def test_mixed_batches_are_dealt_out_and_know_the_captions_of_all(group):
             assert torch.equal(batch["image"], whole["image"])
             assert batch["positives"].shape == (4, 8)
             assert torch.equal(batch["positives"][:, 4 * rank : 4 * rank + 4], whole["positives"])
-
-
-def outcome(place):
-    """metrics.json and the tensors of the one run in a place."""
-    (folder,) = (place / "runs/quickstart").glob("[0-9]*")
-    with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
-        paths = [row["path"] for row in csv.DictReader(file)]
-    assert len(paths) == len(set(paths)) == 12
-    return json.loads((folder / "metrics.json").read_text()), load_file(folder / "adapter/v1/adapter.safetensors")
-
-
-def shards(place):
-    return sorted(path.stat().st_size for path in (place / "cache/features").rglob("*.rows"))
-
-
-def same(one, other):
-    for name, tensor in one[1].items():
-        torch.testing.assert_close(tensor, other[1][name], atol=1e-5, rtol=1e-4)
-    for key in ("results", "zero_shot"):
-        for measure, value in one[0][key]["all"].items():
-            assert value == pytest.approx(other[0][key]["all"][measure], abs=1e-5), measure
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    place = tmp_path_factory.mktemp("alone")
-    run(place, "-m", "limpet", "fit", "quickstart", *SMALL, "data.batch_size=8")
-    return place
-
-
-@pytest.mark.slow
-def test_two_devices_give_the_numbers_of_one(alone, tmp_path):
-    run(tmp_path, "-m", "limpet", "fit", "quickstart", *SMALL, "data.batch_size=4", "trainer.devices=2", "trainer.strategy=ddp")
-    same(outcome(alone), outcome(tmp_path))
-    assert shards(tmp_path) == shards(alone)
-
-
-@pytest.mark.slow
-def test_processes_started_by_torchrun_make_one_run(alone, tmp_path):
-    out = run(tmp_path, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "limpet", "fit", "quickstart",
-              *SMALL, "data.batch_size=4", "trainer.devices=2", "trainer.strategy=ddp")  # fmt: skip
-    same(outcome(alone), outcome(tmp_path))
-    assert shards(tmp_path) == shards(alone)
-    assert out.count("run folder") == 1 and not list((tmp_path / "runs").rglob(".job*"))
