@@ -24,9 +24,9 @@ def seed_step(seed: int) -> None:
     step that is a good part of the time, and in a long training memory that grows.
     """
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
-    if torch.xpu.is_initialized():
+    if torch.xpu.is_initialized():  # type: ignore[no-untyped-call]
         torch.xpu.manual_seed_all(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)
