@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import LimpetError, RecipeError, nearest
+from .precision import full_precision
 
 if TYPE_CHECKING:
     from .backbone import FrozenClip
@@ -332,7 +333,15 @@ class Adapter(nn.Module):
 
     def logits_of(self, features: Tensor) -> Tensor:
         """Scores (B, C) of image features (B, D) that `encode_image` gave; for methods that keep `logits` as it is."""
-        return self.backbone.logit_scale * features @ self.class_weights().T
+        return self.scaled_cosines(features, self.class_weights())
+
+    def scaled_cosines(self, features: Tensor, weights: Tensor, scale: float | None = None) -> Tensor:
+        """Cosines (B, C) of features (B, D) and weights (C, D), unit norm, times the logit scale or another one.
+
+        In full precision under autocast, too: bfloat16 has nothing between 25 and 25.125.
+        """
+        with full_precision(features.device):
+            return (self.backbone.logit_scale if scale is None else scale) * features @ weights.T
 
     def evidence(self, batch: Batch, labels: Sequence[int]) -> list[list[tuple[str, float]]]:
         """What speaks for the classes `labels` (B of them) of a batch's images, in words with a number, strongest first.

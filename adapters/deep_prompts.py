@@ -60,7 +60,7 @@ def depth_of(depth: Any, paper: int, layers: int) -> int:
     if depth == "all":
         return layers
     if _is_share(depth):
-        return max(1, round(depth * layers))
+        return max(1, round(float(depth) * layers))
     return int(depth)
 
 

@@ -99,6 +99,8 @@ class AdaptationModule(lightning.LightningModule):
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
             raise RunError("The Trainer has no end: give it max_epochs or max_steps, which the learning rate's schedule needs.")
+        if self.trainer.train_dataloader is None:
+            self.trainer.fit_loop.setup_data()  # before that the number of batches is not known
         batches = self.trainer.num_training_batches  # infinite where the loader has no length
         each = math.ceil(batches / self.trainer.accumulate_grad_batches) if math.isfinite(batches) else math.inf
         return max(1, math.ceil(steps / max(1, each)))
@@ -107,7 +109,7 @@ class AdaptationModule(lightning.LightningModule):
         """Optimiser and, per epoch or step, its schedule."""
         names = [name for name, parameter in self.adapter.named_parameters() if parameter.requires_grad]
         optimiser = build_optimiser(self.adapter.learnable(), self.optim, names)
-        by_step = self.optim.interval == "step"
-        total = int(self.trainer.estimated_stepping_batches) if by_step and self._epochs() else self._epochs()
+        by_step, epochs = self.optim.interval == "step", self._epochs()
+        total = int(self.trainer.estimated_stepping_batches) if by_step else epochs
         schedule = build_schedule(optimiser, self.optim, total)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step" if by_step else "epoch"}}
