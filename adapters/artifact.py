@@ -362,6 +362,12 @@ def _read_tensors(folder: Path, info: Mapping[str, Any]) -> dict[str, Any]:
         tensors: dict[str, Any] = load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(f"{file} is damaged: {error}") from None
+    undefined = [name for name, tensor in tensors.items() if tensor.is_floating_point() and bool(tensor.isnan().any())]
+    if undefined:
+        raise ArtifactError(
+            f"{file} holds no usable numbers: {', '.join(sorted(undefined))} is NaN, and so would be every answer. Either the "
+            "training diverged (fit again with a lower optim.lr) or the file was changed."
+        )
     return tensors
 
 

@@ -9,7 +9,7 @@ from limpet.errors import LimpetError, RunError
 from limpet.features import CachedFeatures
 from limpet.methods import promptsrc
 from limpet.methods.coop import Config, CoOp
-from limpet.module import AdaptationModule
+from limpet.module import AdaptationModule, seed_step
 from limpet.optim import learning_rate
 from limpet.recipe import OptimConfig, load
 from limpet.session import prepare
@@ -93,3 +93,13 @@ def test_a_trainer_without_end_is_refused_in_a_sentence(random_clip):
     adapter = CoOp(Config(context_length=2)).setup(clip, ClassSet(names=("cat", "dog")))
     with pytest.raises(RunError, match="max_epochs or max_steps"):
         trainer(max_epochs=-1).fit(AdaptationModule(adapter), steps_of(clip))
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**63 - 1])
+def test_a_step_draws_the_numbers_that_pytorchs_own_seeding_gives(seed):
+    torch.manual_seed(seed)
+    expected = torch.rand(3), torch.empty(3, dtype=torch.int64).random_()
+    torch.rand(9)
+    seed_step(seed)
+    for one in expected:
+        assert torch.equal(torch.rand(3) if one.is_floating_point() else torch.empty(3, dtype=torch.int64).random_(), one)
