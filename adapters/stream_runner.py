@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import artifact, continual_report, files, runner, show, stream_show
+from . import artifact, continual_report, files, runner, show, stream_calibration, stream_show
 from .callbacks.base_to_new import Spaces
 from .callbacks.continual import retention, summary
 from .callbacks.continual import seen as seen_accuracies
@@ -170,6 +170,9 @@ class StreamRun:
         self.facts.append({"selected": dict(adapter.selected), "notes": list(adapter.notes)})
         record = {"recipe": recipe.name, "seed": recipe.seed, "augment": dataclasses.asdict(recipe.data.augment)}
         record |= {"session": part.name, "session_hash": part.data.manifest()["hash"], "accuracies": self.matrix[-1]}
+        calibration = stream_calibration.fit(adapter, [self.tests(j) for j in range(number + 1)], seen)
+        if calibration is not None:
+            record["calibration"] = calibration.to_dict()
         artifact.save(adapter, self.run_dir, record)
         self.done = number + 1
         self.save()
@@ -323,6 +326,7 @@ class StreamRun:
         }
         if self.targets:
             metrics["transfer"] = facts(self.targets)
+        stream_calibration.note(metrics, spaces, artifact.load_info(self.run_dir, self.done), self.plan)
         task = importlib.import_module(".tasks.classification", __package__)
         files.write_csv(self.run_dir / "per_class.csv", task.class_rows(spaces, zero_shot))
         rows = [{"space": s, **row} for s, o in spaces.outcomes.items() for row in o.predictions()]
