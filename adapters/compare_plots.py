@@ -41,6 +41,7 @@ def shots_curve(rows: Sequence[Row]) -> bytes | None:
         name = f"{row.group['method']} {row.group['variant']}".strip()
         panel = panels.setdefault(", ".join(row.group[key] for key in differing), {})
         panel.setdefault(name, {})[shots] = (100 * mean, 100 * (row.sd(column) or 0))
+    panels = {name: panel for name, panel in panels.items() if len({s for points in panel.values() for s in points} - {0}) > 1}
     every = sorted({shots for panel in panels.values() for points in panel.values() for shots in points} - {0})
     if len(every) < 2:
         return None
