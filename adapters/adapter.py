@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import plugins
 from .errors import LimpetError, RecipeError, nearest
 
 if TYPE_CHECKING:
@@ -453,7 +454,7 @@ def find(name: str) -> type[Adapter]:
         name: a file of `methods/` ("coop"), a file of the user's own ("./mine.py:MyAdapter"), or "package.module:Class".
 
     Raises:
-        RecipeError: no such method; names the nearest known one.
+        RecipeError: no such method (names the nearest known one), or plugins are refused.
     """
     where, _, wanted = name.partition(":")
     if not wanted:
@@ -465,6 +466,7 @@ def find(name: str) -> type[Adapter]:
             )
         module = importlib.import_module(f".methods.{name}", __package__)
         return _only_adapter(module)
+    plugins.demand(f"The method {name}")
     module = _load_file(Path(where)) if where.endswith(".py") else _import(where)
     found = getattr(module, wanted, None)
     if not (inspect.isclass(found) and issubclass(found, Adapter)):
@@ -503,13 +505,15 @@ def _load_file(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up by name
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RecipeError(f"The method file '{path}' does not import: {type(error).__name__}: {error}") from error
     return module
 
 
 def _import(name: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise RecipeError(f"'{name}' is no module's name. A method of your own is './file.py:Class' or 'package.module:Class'.")
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise RecipeError(f"The module '{name}' of the method does not import: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the user's module does while it is imported
+        raise RecipeError(f"The module '{name}' of the method does not import: {type(error).__name__}: {error}") from error

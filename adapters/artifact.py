@@ -17,7 +17,6 @@ import uuid
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from .errors import ArtifactError, LimpetError
@@ -335,12 +334,12 @@ def _backbone(backbone: Any) -> dict[str, Any]:
 
 def _load_backbone(spec: Mapping[str, Any], device: str, folder: Path) -> Any:
     from .backbone import FrozenClip
+    from .backbone_spec import request
 
-    wanted = {key: spec.get(key) for key in ("name", "pretrained", "activation", "precision")}
-    if not isinstance(wanted["name"], str):
+    if not isinstance(spec.get("name"), str):
         raise ArtifactError(f"{folder / INFO} is damaged: it does not name its backbone.")
     try:
-        return FrozenClip.load(SimpleNamespace(**wanted, text_memory=None), device=device)
+        return FrozenClip.load(request(spec), device=device)
     except LimpetError as error:
         raise ArtifactError(f"The backbone of the adapter in {folder} cannot be loaded: {error}") from error
 
@@ -363,6 +362,12 @@ def _read_tensors(folder: Path, info: Mapping[str, Any]) -> dict[str, Any]:
         tensors: dict[str, Any] = load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(f"{file} is damaged: {error}") from None
+    undefined = [name for name, tensor in tensors.items() if tensor.is_floating_point() and bool(tensor.isnan().any())]
+    if undefined:
+        raise ArtifactError(
+            f"{file} holds no usable numbers: {', '.join(sorted(undefined))} is NaN, and so would be every answer. Either the "
+            "training diverged (fit again with a lower optim.lr) or the file was changed."
+        )
     return tensors
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 TINY = "limpet-tiny"
@@ -39,6 +40,7 @@ class BackboneSpec:
         text_pool: "argmax", "eos", "first", "last", "none"; "" for Hugging Face towers.
         multimodal: whether its text feature is read from a token of its own behind the padding, as CoCa's is.
         plain_attention: whether both native towers use plain multi-head attention.
+        architecture: the open_clip configuration of a model of one's own (`backbone.architecture`), else None.
     """
 
     name: str
@@ -64,6 +66,7 @@ class BackboneSpec:
     text_pool: str = "argmax"
     multimodal: bool = False
     plain_attention: bool = True
+    architecture: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, fit for JSON."""
@@ -74,6 +77,12 @@ class BackboneSpec:
         """Rebuild a spec from `to_dict`; keys of later versions are ignored."""
         known = {f.name for f in fields(cls)}
         return cls(**{k: v for k, v in data.items() if k in known})
+
+
+def request(described: Mapping[str, Any], **changes: Any) -> SimpleNamespace:
+    """What `FrozenClip.load` needs to load a described backbone (`BackboneSpec.to_dict`) again, with changes."""
+    keys = ("name", "pretrained", "activation", "precision", "architecture")
+    return SimpleNamespace(**{**{key: described.get(key) for key in keys}, "text_memory": None, **changes})
 
 
 @dataclass(frozen=True)
@@ -171,4 +180,5 @@ def spec_of(source: Source) -> BackboneSpec:
         text_pool="" if hf else str(text.get("pool_type", "argmax")),
         multimodal="multimodal_cfg" in model or bool(text.get("embed_cls")),
         plain_attention=plain,
+        architecture=source.model if source.kind == "architecture" else None,
     )

@@ -65,6 +65,9 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    no_plugins: Annotated[
+        bool, typer.Option("--no-plugins", help="Import no method or logger of your own (LIMPET_NO_PLUGINS=1).")
+    ] = False,
 ) -> None:
     """Adapt a frozen CLIP to your own images by training something small beside it."""
 
@@ -366,13 +369,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
-    words = [w for w in words if w != "--debug"] or ["--help"]
+    trusting = "--no-plugins" not in words
+    words = [w for w in words if w not in ("--debug", "--no-plugins")] or ["--help"]
     shown = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # the sentence, not the source line
     interrupted = threading.Event()
     previous = _notice_interrupts(interrupted)
     try:
-        result = app(words, prog_name="limpet", standalone_mode=False)
+        with _module("plugins").refused(not trusting):
+            result = app(words, prog_name="limpet", standalone_mode=False)
         code = result if isinstance(result, int) else 0
         sys.stdout.flush()  # a closed pipe is noticed here, not when the interpreter ends
     except KeyboardInterrupt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -17,50 +17,96 @@ if TYPE_CHECKING:
 
 HEADLINES = ("accuracy", "harmonic_mean", "base", "joint", "spearman")
 MOST = 40  # bars that can be read
+Curves = dict[str, dict[int, tuple[float, float]]]
+"""Line -> shots -> (mean, standard deviation), in percent; at 0 shots what needs no images."""
 
 
 def shots_curve(rows: Sequence[Row]) -> bytes | None:
-    """Return a PNG of the headline accuracy over shots, a line per method; None unless shots differ."""
-    curves: dict[str, list[tuple[int, float, float]]] = {}
-    flat: dict[str, float] = {}
-    column = next(
-        (c for c in ("accuracy", "harmonic_mean", "base") if any(r.values.get(c) for r in rows)), None
-    )
+    """Return a PNG of the headline accuracy over shots, a line per method; None unless shots differ.
+
+    Each recipe (and backbone, where they differ) has a panel of its own; a method looks the same in all of them, and the legend has
+    the best first.
+    """
+    column = next((c for c in ("accuracy", "harmonic_mean", "base") if any(r.values.get(c) for r in rows)), None)
     if column is None:
         return None
-    where = {key: len({r.group[key] for r in rows}) > 1 for key in ("recipe", "backbone")}
+    panels: dict[str, Curves] = {}
+    differing = [key for key in ("recipe", "backbone") if len({row.group[key] for row in rows}) > 1]
     for row in rows:
         mean = row.mean(column)
-        if mean is None:
+        without_shots = row.group["method"] == "zero_shot"
+        if mean is None or not (without_shots or row.group["shots"].isdigit()):
             continue
-        name = " ".join([row.group["method"], *(row.group[key] for key, many in where.items() if many)])
-        name = f"{name} {row.group['variant']}".strip()
-        if row.group["shots"].isdigit() and row.group["method"] != "zero_shot":
-            curves.setdefault(name, []).append(
-                (int(row.group["shots"]), 100 * mean, 100 * (row.sd(column) or 0))
-            )
-        elif row.group["method"] == "zero_shot":
-            flat[name] = 100 * mean
-    if len({shots for points in curves.values() for shots, _, _ in points}) < 2:
+        shots = 0 if without_shots else int(row.group["shots"])
+        name = f"{row.group['method']} {row.group['variant']}".strip()
+        panel = panels.setdefault(", ".join(row.group[key] for key in differing), {})
+        panel.setdefault(name, {})[shots] = (100 * mean, 100 * (row.sd(column) or 0))
+    every = sorted({shots for panel in panels.values() for points in panel.values() for shots in points} - {0})
+    if len(every) < 2:
         return None
+    label = "harmonic mean of base and new, %" if column == "harmonic_mean" else f"{column} %, test images"
+    return _png(_draw_panels(panels, every, label))
+
+
+def _draw_panels(panels: Mapping[str, Curves], every: Sequence[int], label: str) -> Any:
+    """A figure of curves: panel title -> line -> shots -> (mean, standard deviation) in percent; shots 0 is a level."""
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
-    figure = Figure(figsize=(6.4, 4), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    for name, points in curves.items():
-        shots, means, sds = zip(*sorted(points), strict=True)
-        axes.errorbar(shots, means, yerr=sds, marker="o", capsize=3, label=plain_text(name))
-    for name, mean in flat.items():
-        axes.axhline(mean, linestyle="--", color="grey", linewidth=1, label=plain_text(name))
-    every = sorted({shots for points in curves.values() for shots, _, _ in points})
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(every, [str(shots) for shots in every])
-    axes.set_xlabel("images per class (shots)")
-    axes.set_ylabel(
-        "harmonic mean of base and new, %" if column == "harmonic_mean" else f"{column} %, test images"
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    names = sorted({name for panel in panels.values() for name in panel}, key=lambda name: -_height(panels, name))
+    across = min(len(panels), 2)
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(4.6 * across + 2.2, 3.6 * down + 0.2), dpi=150, layout="constrained")
+    for number, (title, panel) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(down, across, number)
+        for place, name in enumerate(names):
+            points = sorted(panel.get(name, {}).items())
+            if not points:
+                continue
+            if points[0][0] == 0:
+                axes.axhline(points[0][1][0], linestyle="--", color="grey", linewidth=1.2)
+                continue
+            aside = 2 ** (0.16 * (place / max(len(names) - 1, 1) - 0.5))  # so that the bars of equal figures stand side by side
+            axes.errorbar(
+                [shots * aside for shots, _ in points], [mean for _, (mean, _) in points], [sd for _, (_, sd) in points],
+                elinewidth=0.8, capsize=1.5, **_style(place),
+            )  # fmt: skip
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(every, [str(shots) for shots in every])
+        axes.minorticks_off()
+        axes.set_title(plain_text(title), fontsize=10)
+        axes.grid(alpha=0.3)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    figure.supxlabel("images per class (shots)", fontsize=10)
+    figure.supylabel(label, fontsize=10)
+    figure.legend(handles=_legend(names, panels), loc="outside right upper", frameon=False, fontsize=9)
+    return figure
+
+
+def _legend(names: Sequence[str], panels: Mapping[str, Curves]) -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    levels = {name for panel in panels.values() for name, points in panel.items() if 0 in points}
+    grey = {"linestyle": "--", "color": "grey", "linewidth": 1.2}
+    return [Line2D([], [], label=plain_text(n), **(grey if n in levels else _style(i))) for i, n in enumerate(names)]
+
+
+def _style(place: int) -> dict[str, Any]:
+    """Colour, marker and dash of a line, different for the first fifty."""
+    dashes = ("-", "--", "-.", ":", (0, (1, 4)))
+    return {
+        "color": f"C{place % 10}", "marker": "osD^v"[place % 5], "markersize": 4, "linewidth": 1.4,
+        "linestyle": dashes[place // 10 % len(dashes)],
+    }  # fmt: skip
+
+
+def _height(panels: Mapping[str, Curves], name: str) -> float:
+    """Mean over panels of a line's figure at its most shots."""
+    last = [panel[name][max(panel[name])][0] for panel in panels.values() if name in panel]
+    return sum(last) / len(last)
+
+
+def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
@@ -94,9 +140,7 @@ def bars(rows: Sequence[Row], labels: Sequence[str]) -> bytes | None:
     axes.set_xlabel(f"{heading(column)}, %")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    return _png(figure)
 
 
 def page(

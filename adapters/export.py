@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from . import __version__, artifact
@@ -115,11 +114,11 @@ def load_job(run: Path, version: int | None = None, images: Sequence[str] = (), 
 
 def _backbone(content: dict[str, Any], folder: Path) -> FrozenClip:
     from .backbone import FrozenClip
+    from .backbone_spec import request
 
     spec = content["backbone"]["spec"]
     try:
-        given = {key: spec.get(key) for key in ("name", "pretrained", "activation")}
-        return FrozenClip.load(SimpleNamespace(**given, precision="fp32", text_memory=None))
+        return FrozenClip.load(request(spec, precision="fp32"))
     except LimpetError as error:
         raise ArtifactError(f"The backbone of the adapter in {folder} cannot be loaded: {error}") from error
 

@@ -190,7 +190,7 @@ def prepare(path):
 
 
 def _known_to_open_clip(spec: BackboneSpec) -> bool:
-    return spec.name != TINY and not spec.name.startswith(FOLDER) and spec.pretrained != "random"
+    return spec.name != TINY and not spec.name.startswith(FOLDER) and spec.pretrained != "random" and not spec.architecture
 
 
 def _open_clip(spec: BackboneSpec) -> str:
@@ -205,6 +205,7 @@ def _limpet(spec: BackboneSpec) -> str:
     """Load the backbone with Limpet."""
     if spec.pretrained is None:
         return f"backbone = FrozenClip.load({spec.name!r})"
-    keys = {"name": spec.name, "pretrained": spec.pretrained, "activation": spec.activation, "precision": "fp32"}
+    keys: dict[str, object] = {"name": spec.name, "pretrained": spec.pretrained, "activation": spec.activation, "precision": "fp32"}
+    keys |= {"architecture": spec.architecture} if spec.architecture else {}
     given = ", ".join(f"{key}={value!r}" for key, value in keys.items())
     return f"from types import SimpleNamespace\n\nbackbone = FrozenClip.load(SimpleNamespace({given}))"

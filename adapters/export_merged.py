@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from . import backbone_weights
 from . import export_loading as code
 from .backbone_hub import CONFIG_FILE, WEIGHT_FILES
 from .backbone_source import resolve
-from .backbone_spec import Source
+from .backbone_spec import Source, request
 from .export_job import CannotExport, Job, Written
 from .export_weights import TABLE, save_table
 from .tower_adapter import TowerAdapter
@@ -80,9 +79,7 @@ def refusal(job: Job) -> str:
 
 def source_of(job: Job) -> Source:
     """Configuration of the backbone, in float32."""
-    spec = job.backbone.spec
-    wanted = SimpleNamespace(name=spec.name, pretrained=spec.pretrained, activation=spec.activation, precision="fp32")
-    return resolve(wanted)
+    return resolve(request(job.backbone.spec.to_dict(), precision="fp32"))
 
 
 def preprocess_cfg(source: Source) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .errors import RecipeError, nearest
@@ -52,11 +52,7 @@ def read(
         RecipeError: "file:line: what is wrong".
     """
     result: dict[str, Any] = {}
-    for name, node in entries.items.items():
-        path = f"{PLACES[kind]}.{kind}.{name}"
-        place = entries.keys.get(name, node.origin)
-        if not name.strip():
-            raise RecipeError(f"{place}: an entry of {PLACES[kind]}.{kind} has an empty name.")
+    for name, node, path, place in _entries(entries, f"{PLACES[kind]}.{kind}"):
         section = _section(node, path)
         main, own = data.items.get("name"), section.items.get("name", data.items.get("name"))
         word = own.text if isinstance(own, Scalar) else ""
@@ -79,11 +75,7 @@ def read_wordings(entries: Section, around: Mapping[str, Any]) -> dict[str, Word
         RecipeError: "file:line: what is wrong".
     """
     result: dict[str, WordingConfig] = {}
-    for name, node in entries.items.items():
-        path = f"evaluate.{WORDINGS}.{name}"
-        place = entries.keys.get(name, node.origin)
-        if not name.strip():
-            raise RecipeError(f"{place}: an entry of evaluate.{WORDINGS} has an empty name.")
+    for name, node, path, place in _entries(entries, f"evaluate.{WORDINGS}"):
         short = isinstance(node, Items) or (isinstance(node, Scalar) and not node.is_null)
         section = Section({"templates": node}, node.origin, {"templates": place}) if short else _section(node, path)
         result[name] = build(WordingConfig, section, path, around)
@@ -91,6 +83,15 @@ def read_wordings(entries: Section, around: Mapping[str, Any]) -> dict[str, Word
         if bad is not None:
             raise RecipeError(f"{place}: the template '{bad}' of {path} needs one {{}}, where the class name goes.")
     return result
+
+
+def _entries(entries: Section, table: str) -> Iterator[tuple[str, Node, str, str]]:
+    """Name, content, key path and place of each entry of a table of sections."""
+    for name, node in entries.items.items():
+        place = entries.keys.get(name, node.origin)
+        if not name.strip():
+            raise RecipeError(f"{place}: an entry of {table} has an empty name.")
+        yield name, node, f"{table}.{name}", str(place)
 
 
 def _section(node: Node, path: str) -> Section:

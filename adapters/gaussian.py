@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 PER_CLASS_LIMIT = 2**22  # numbers that scatter matrices of single classes may take together (32 MiB)
+ALIKE = 1e-12  # variance of unit vectors up to which they differ by the rounding of float32 alone
 
 
 @dataclass
@@ -105,6 +106,11 @@ class Moments:
         return cls(count, mean + centre, scatter[None], count.sum()[None], group)
 
 
+def varies(scatter: Tensor, samples: float) -> bool:
+    """Whether unit vectors with this scatter (D, D) around their means are more than copies of these means."""
+    return float(scatter.trace()) > ALIKE * samples
+
+
 class Precision:
     """A product with the inverse of a covariance, by factorisation.
 
@@ -121,12 +127,11 @@ class Precision:
     def shrunk(cls, scatter: Tensor, samples: float) -> Precision:
         """D inv(S + tr(S) / (N - 1) I): S (D, D) of N samples, the shrinkage of Kubokawa and Srivastava (2008).
 
-        Without any spread (one sample a class, or none) the product is zero.
+        Without any spread (one sample a class, or copies of one) the product is zero.
         """
-        trace = float(scatter.trace())
-        if not trace > 0 or samples <= 1:
+        if samples <= 1 or not varies(scatter, samples):
             return cls(None)
-        width = len(scatter)
+        trace, width = float(scatter.trace()), len(scatter)
         ridge = trace / (samples - 1) * torch.eye(width, dtype=scatter.dtype, device=scatter.device)
         return cls(torch.linalg.cholesky(scatter + ridge), scale=width)
 
@@ -135,7 +140,7 @@ class Precision:
         """Pseudo-inverse of a covariance (D, D), without shrinkage."""
         values, vectors = torch.linalg.eigh(covariance)
         least = values.abs().max() * len(values) * torch.finfo(values.dtype).eps
-        if not float(values.abs().max()) > 0:
+        if not varies(covariance, 1):
             return cls(None)
         return cls(vectors, values=torch.where(values > least, 1 / values.clamp_min(least), torch.zeros_like(values)))
 

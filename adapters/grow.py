@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import random
+import unicodedata
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -66,7 +67,11 @@ def rename_classes(run_dir: Path, words: Sequence[str], reword: bool = False) ->
     from .inference import Classifier
 
     classifier = Classifier.load(run_dir)
-    classifier.rename_classes(dict(_pair(word, classifier.classes) for word in words), reword)
+    pairs = [_pair(word, classifier.classes) for word in words]
+    twice = [old for i, (old, _) in enumerate(pairs) if old in {earlier for earlier, _ in pairs[:i]}]
+    if twice:
+        raise LimpetError(f"'{twice[0]}' is given more than one new name: write each OLD=NEW once.")
+    classifier.rename_classes(dict(pairs), reword)
     return classifier.save(run_dir), classifier
 
 
@@ -87,8 +92,13 @@ def find_shots(names: Sequence[str], folder: Path) -> dict[str, list[str]]:
     Raises:
         LimpetError: there is no such folder, no sub-folder for a class, or no image in it.
     """
+    if folder.is_file():
+        raise LimpetError(f"{folder} is a file: --shots takes a folder of images.")
     if not folder.is_dir():
         raise LimpetError(f"There is no folder {folder} to take images from.")
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
+    if twice:
+        raise LimpetError(f"'{twice[0]}' is named twice: give each new class once.")
     below = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     found: dict[str, list[str]] = {}
     for name in names:
@@ -107,7 +117,8 @@ def find_shots(names: Sequence[str], folder: Path) -> dict[str, list[str]]:
 
 
 def _plain(name: str) -> str:
-    return name.replace("_", " ").replace("-", " ").casefold().strip()
+    """A name as it is compared with folders, whose accents file systems spell in one sign or in two."""
+    return unicodedata.normalize("NFC", name).replace("_", " ").replace("-", " ").casefold().strip()
 
 
 def shot_batches(
@@ -153,7 +164,7 @@ def shot_batches(
         if rows:
             batches.append(_batch(adapter, rows, label, index, features))
         if not readable:
-            why = f": {lost[-1]}" if lost else ""
+            why = f": {lost[-1].rstrip('.')}" if lost else ""
             raise NeedsImages(f"There is no image of '{name}' that can be read{why}.")
     if lost:
         warnings.warn(f"{len(lost)} images could not be read and were left out: {'; '.join(lost[:5])}", UserWarning, stacklevel=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -217,7 +217,7 @@ class Classifier:
 
         Raises:
             NeedsImages: If the method needs images of the new classes and got none.
-            LimpetError: If a class of that name exists.
+            LimpetError: If a class of that name exists, or its text does not fit into the method's prompts.
         """
         from .grow import shot_batches
 
@@ -227,12 +227,13 @@ class Classifier:
         unknown = [name for name in given if name not in names]
         if unknown:
             raise LimpetError(f"Images were given for {unknown[0]!r}, which is not among the added classes.")
+        self._check_words(word for name in names for word in classes.texts[name])
         batches = shot_batches(adapter, classes, given, self.info.get("augment"), self.info.get("seed", 1)) if given else None
         with torch.no_grad():
             adapter.add_classes(classes, batches)
+        adapter.eval()
         counts = {name: sum(int((b["label"] == classes.index(name)).sum()) for b in batches or ()) for name in names}
         self.history.append({"added": counts})
-        adapter.eval()
 
     def remove_classes(self, names: Sequence[str]) -> None:
         """Stop answering about classes.
@@ -250,8 +251,20 @@ class Classifier:
         Raises:
             LimpetError: If there is no such class, or two would have one name.
         """
+        if reword:
+            renamed = self.adapter.classes.renamed(names)
+            self._check_words(word for new in names.values() for word in renamed.texts[new])
         self.adapter.rename_classes(names, reword)
         self.history.append({"renamed": dict(names)})
+
+    @torch.no_grad()
+    def _check_words(self, words: Iterable[str]) -> None:
+        """Raise where the longest text does not fit into the method's prompts; it is tried on a class that exists."""
+        longest = max(words, key=lambda text: len(self.backbone.token_ids(text)), default=None)
+        if longest is not None:
+            classes = self.adapter.classes.only(self.classes[:1])
+            with self.adapter.answering(replace(classes, texts={classes.names[0]: (longest,)})):
+                self.adapter.check_texts()
 
     def save(self, run_dir: str | Path) -> Path:
         """Write the adapter as the next version below `run_dir/adapter` and return its folder; older versions stay."""

@@ -16,6 +16,7 @@ import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import Logger
 
+from . import plugins
 from .errors import RecipeError
 from .ranks import rank
 from .recipe import Recipe
@@ -164,9 +165,11 @@ def log_results(loggers: Sequence[Logger], metrics: Mapping[str, Any]) -> None:
 
 def _find(path: str, written: str) -> type[Logger]:
     module, _, name = path.rpartition(".")
+    if not module.startswith("lightning."):
+        plugins.demand(f"The logger {written}")
     try:
         found = getattr(importlib.import_module(module), name, None)
-    except ImportError as error:
+    except (Exception, SystemExit) as error:  # whatever that module does while it is imported
         raise RecipeError(f"trainer.loggers names {written}, and {module} does not import: {_line(error)}.") from None
     if not (inspect.isclass(found) and issubclass(found, Logger)):
         what = "does not exist" if found is None else "is no subclass of lightning.pytorch.loggers.Logger"
@@ -187,5 +190,5 @@ def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return flat
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return (" ".join(str(error).split()) or type(error).__name__).rstrip(".")

@@ -77,6 +77,8 @@ def put_in(model: nn.Module, names: Iterable[str], config: Any, dtype: torch.dty
     """
     from peft import inject_adapter_in_model
 
+    from .lora_linear import quicken
+
     options = tuner_config(exactly(names), config)
     try:
         with warnings.catch_warnings():
@@ -84,6 +86,8 @@ def put_in(model: nn.Module, names: Iterable[str], config: Any, dtype: torch.dty
             inject_adapter_in_model(options, model, adapter_name=NAME)
     except REFUSALS as error:
         raise refused(config, error) from error
+    for layer in tuner_layers(model).values():
+        quicken(layer)
     trained = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -143,7 +147,7 @@ def is_plain_lora(layer: Any) -> bool:
     """Whether a layer is y = W x + s B A drop(x) and nothing else (no DoRA and the like)."""
     from peft.tuners.lora.layer import Linear
 
-    return type(layer) is Linear and NAME not in layer.lora_variant
+    return isinstance(layer, Linear) and NAME not in layer.lora_variant
 
 
 def set_share(layer: Any, share: float) -> None:

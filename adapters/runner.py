@@ -19,7 +19,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from . import __version__, artifact, files, more_measures, show
 from .callbacks.base_to_new import Spaces, label_spaces, measure
-from .callbacks.checkpoint import KeepBest, ResumeCheckpoint
+from .callbacks.checkpoint import KeepBest, ResumeCheckpoint, usable
 from .callbacks.cross_dataset import OTHER, Target, measure_targets
 from .callbacks.progress import TrainingProgress
 from .callbacks.provenance import environment
@@ -299,8 +299,7 @@ def gradient_training(
             use_distributed_sampler=False,  # the data modules' samplers already split by rank
         )
         session.adapter.train()
-        last = run_dir / CHECKPOINT
-        trainer.fit(module, loader, ckpt_path=last if last.exists() else None)
+        trainer.fit(module, loader, ckpt_path=usable(run_dir / CHECKPOINT, module))
     leave_group()
     if trainer.interrupted:
         raise KeyboardInterrupt

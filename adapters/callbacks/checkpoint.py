@@ -6,7 +6,8 @@ Both are Lightning `Checkpoint`s, which are called after the module's own epoch-
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import pickle
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,48 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
 from ..adapter import Batch
+from ..errors import RunError
 from ..loggers import RunLog
 from ..module import AdaptationModule
 from ..tasks import task_of
+
+PARTS = ("epoch", "global_step", "loops", "state_dict", "optimizer_states", "lr_schedulers", "callbacks")
+
+
+def usable(path: Path, module: torch.nn.Module) -> Path | None:
+    """The checkpoint to resume from, read as tensors and numbers only; None where there is none.
+
+    Args:
+        path: the file.
+        module: what is trained; the checkpoint must hold its tensors.
+
+    Raises:
+        RunError: it is damaged, holds more than tensors and numbers, or is of another training.
+    """
+    if not path.exists():
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        reason = _unfit(content, module.state_dict())
+    except Exception as error:  # damaged files raise nearly anything
+        plain = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds other objects than tensors and numbers" if plain else f"it is damaged ({type(error).__name__})"
+    if reason:
+        raise RunError(
+            f"{path} cannot be resumed from: {reason}. Delete it and resume again, and this training starts at its first epoch."
+        )
+    return path
+
+
+def _unfit(content: Any, own: Mapping[str, Tensor]) -> str:
+    """Why a checkpoint does not belong to this training; empty where it does."""
+    missing = [key for key in PARTS if not isinstance(content, dict) or key not in content]
+    if missing:
+        return f"it has no {', '.join(missing)}"
+    kept = content["state_dict"]
+    if set(kept) != set(own) or any(kept[name].shape != tensor.shape for name, tensor in own.items()):
+        return "its tensors are those of another training"
+    return ""
 
 
 class ResumeCheckpoint(Checkpoint):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..adapter import Adapter, Batch, NewClass
 from ..errors import LimpetError, NeedsImages, RecipeError, nearest
-from ..gaussian import Moments, Precision, text_neighbours
+from ..gaussian import Moments, Precision, text_neighbours, varies
 
 if TYPE_CHECKING:
     from ..backbone_spec import BackboneSpec
@@ -139,8 +139,11 @@ class GDA(Adapter):
         self._absorb(batches, self.classes)
         if not self.statistics().size:
             raise LimpetError("GDA has no samples: it needs at least one training image.")
-        if self.statistics().total.trace() <= 0:
-            self.notes.append("One sample a class has no spread, so no covariance: the answers are those of zero-shot CLIP.")
+        if not varies(self.statistics().total, self.statistics().size):
+            self.notes.append(
+                "The samples of a class do not differ (there is one, or they are copies): without a covariance the answers are those "
+                "of zero-shot CLIP."
+            )
         absent = [name for name, n in zip(self._trained, self.statistics().count.tolist(), strict=True) if not n]
         if absent and not self.config.neighbours:
             self.notes.append(f"Without a training image, {', '.join(absent)} cannot have a Gaussian: its score is their average.")

@@ -75,6 +75,8 @@ class LinearProbe(Adapter):
     def fit_closed_form(self, batches: Iterable[Batch]) -> None:
         """Keep the training features; the fit itself waits for C."""
         self._data = self._collect(batches)
+        if not len(self._data[0]):
+            raise LimpetError("The linear probe has no samples: it needs at least one training image.")
 
     def select(self, batches: Sequence[Batch]) -> None:
         """Choose C by accuracy on the validation batches, then fit.
@@ -120,6 +122,7 @@ class LinearProbe(Adapter):
 
     def _collect(self, batches: Iterable[Batch]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         held = [(self._input(b).cpu().numpy(), np.asarray(b["label"].cpu())) for b in batches]
+        held = held or [(np.zeros((0, self.weight.shape[1])), np.zeros(0, np.int64))]
         return np.concatenate([x for x, _ in held]).astype(np.float64), np.concatenate([y for _, y in held])
 
     def _input(self, batch: Batch) -> Tensor:
@@ -175,14 +178,20 @@ class LinearProbe(Adapter):
             raise NeedsImages(f"The linear probe needs images of '{new[0]}' to add it.")
         if new:
             features, labels = self._collect(batches or ())
-            norm, bias = self.weight.norm(dim=1).mean(), self.bias[self.bias > ABSENT].mean()
+            fitted = self.bias > ABSENT
+            norm, rows = self.weight[fitted].norm(dim=1).mean(), []
+            if not norm > 0:
+                raise LimpetError(
+                    f"The linear probe was fitted to images of one class, which gives no weights to compare '{new[0]}' with. Fit it "
+                    "again, with images of every class."
+                )
             for name in new:
                 own = features[labels == classes.index(name)]
                 if not len(own):
                     raise NeedsImages(f"The linear probe needs images of '{name}' to add it; none were given.")
-                row = F.normalize(torch.from_numpy(own.mean(0)).to(self.weight), dim=0) * norm
-                self.weight = torch.cat([self.weight, row[None]])
-                self.bias = torch.cat([self.bias, bias[None]])
+                rows.append(F.normalize(torch.from_numpy(own.mean(0)).to(self.weight), dim=0) * norm)
+            self.weight = torch.cat([self.weight, torch.stack(rows)])
+            self.bias = torch.cat([self.bias, self.bias[fitted].mean().expand(len(new))])
             self._trained = (*self._trained, *new)
             self.notes.append(f"Rows of {', '.join(new)} are imprinted, not trained: their scores are not calibrated.")
         super().add_classes(classes, batches)

@@ -167,7 +167,7 @@ class TipAdapter(Adapter):
             self.alpha.fill_(alphas[int(j)])
             if int(i) == len(betas) - 1 or int(j) == len(alphas) - 1:
                 self.notes.append("The best alpha or beta lies on the upper edge of the grid: widen method.search_scale.")
-        self.selected = {"alpha": float(self.alpha), "beta": float(self.beta)}
+        self.selected = {"alpha": round(float(self.alpha), 6), "beta": round(float(self.beta), 6)}
 
     def add_classes(self, classes: ClassSet, batches: Iterable[Batch] | None = None) -> None:
         """Append the keys of the new classes; scores of the old classes do not change. Without images: zero-shot columns."""

@@ -70,11 +70,19 @@ def test_text_methods_need_no_images(run, capsys):
 def test_mistakes_are_sentences_and_write_nothing(run, capsys):
     name = run("nearest_mean")
     known = version(1)["classes"]["names"][0]
+    Path("empty").mkdir()
+    Path("broken/ray").mkdir(parents=True)
+    Path("broken/ray/1.jpg").write_bytes(b"not a picture")
     for words, said in (
         (["add-classes", name, "lionfish"], "--shots"),
         (["add-classes", name, "manta", "--shots", "shots"], "Lion_Fish"),
         (["add-classes", name, "manta", "--shots", "nowhere"], "nowhere"),
         (["add-classes", name, known, "--shots", "shots/sea star"], "exists already"),
+        (["add-classes", name, "manta", "manta", "--shots", "shots"], "named twice"),
+        (["add-classes", name, "manta", "--shots", "shots/sea star/0.png"], "is a file"),
+        (["add-classes", name, "manta", "--shots", "empty"], "no sub-folder"),
+        (["add-classes", name, "ray", "--shots", "broken"], "can be read"),
+        (["rename-classes", name, f"{known}=a", f"{known}=b"], "more than one new name"),
         (["remove-classes", name, "whale"], "whale"),
         (["rename-classes", name, known], "OLD=NEW"),
         (["rename-classes", name, f"{known}="], "empty"),

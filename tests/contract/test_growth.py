@@ -130,3 +130,43 @@ def test_names_that_exist_and_images_of_others_are_refused(fitted):
     with pytest.raises(NeedsImages, match="can be read"):
         classifier.add_classes(["ray"], {"ray": ["not/there.jpg"]})
     assert "ray" not in classifier.classes
+
+
+def odd_pictures(folder):
+    """One broken file, and pictures of one pixel, of one channel, with transparency, with 16 bits, and very wide."""
+    (folder / "broken.jpg").write_bytes(b"not a picture")
+    deep = Image.fromarray(np.random.default_rng(0).integers(0, 65535, (30, 40), dtype=np.uint16))
+    wide = Image.fromarray(np.random.default_rng(1).integers(0, 255, (4, 700, 3), dtype=np.uint8))
+    return [folder / "broken.jpg", wide.resize((1, 1)), wide.convert("L"), wide.convert("RGBA"), deep, wide]
+
+
+def test_odd_names_and_pictures_are_taken(fitted, method, tmp_path):
+    session, _, batches = fitted(method)
+    classifier, names = Classifier(session.adapter), ["Müller's [b]ray[/b] {} %s", 'ラ イオン,"b"\n=1']
+    try:
+        with pytest.warns(UserWarning, match="1 images could not be read"):
+            short = {names[0]: ["ray"], names[1]: ["lion"]} if session.adapter.prompted else None  # the context takes its room
+            classifier.add_classes(names, {names[0]: odd_pictures(tmp_path), names[1]: pictures(1)}, short)
+    except NeedsImages:
+        return
+    assert torch.isfinite(answer(session.adapter, batches)).all()
+    classifier.save(tmp_path)
+    loaded = Classifier.load(tmp_path, backbone=session.backbone)
+    assert loaded.classes[-2:] == names and loaded.info["history"][-1] == {"added": {names[0]: 5, names[1]: 1}}
+    torch.testing.assert_close(answer(loaded.adapter, batches), answer(session.adapter, batches), rtol=0, atol=0)
+    assert all(p.error is None for p in loaded.predict(odd_pictures(tmp_path)[1:]))
+
+
+@pytest.mark.parametrize("learned", ["coop", "cocoop", "maple"])
+def test_a_text_that_does_not_fit_is_refused_before_anything_changes(fitted, learned):
+    session, _, batches = fitted(learned)
+    classifier, before = Classifier(session.adapter), answer(session.adapter, batches)
+    names, long = session.adapter.classes.names, "fish " * 200
+    for change in (
+        lambda: classifier.add_classes(["short", "long"], texts={"long": [long]}),
+        lambda: classifier.rename_classes({names[0]: long}, reword=True),
+    ):
+        with pytest.raises(LimpetError, match="shorten"):
+            change()
+    assert session.adapter.classes.names == names
+    torch.testing.assert_close(answer(session.adapter, batches), before, rtol=0, atol=0)

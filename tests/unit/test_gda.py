@@ -233,6 +233,50 @@ def test_growing_equals_a_fit_to_everything(backbone, method, settings, roomy, t
     part = artifact.load(tmp_path, backbone)
     part.remove_classes(["perch", "carp"])  # what was added can be taken out exactly
     same(torch.cat([part.logits(b) for b in query]), alone)
+    for name, label in (("perch", 4), ("carp", 3)):  # again, in the other order
+        part.add_classes(part.classes.extended([name]), relabelled(split(given, [label]), len(part.classes)))
+    same(torch.cat([part.logits(b) for b in query]), torch.cat([whole.logits(b) for b in query])[:, [0, 1, 2, 4, 3]])
+
+
+def relabelled(given, label):
+    return [{**batch, "label": torch.full_like(batch["label"], label)} for batch in given]
+
+
+@pytest.mark.parametrize("method", ["gda", "nearest_mean"])
+@pytest.mark.parametrize("roomy", [True, False])
+def test_growing_by_one_image_at_a_time_equals_a_fit_to_everything(backbone, method, roomy, monkeypatch):
+    monkeypatch.setattr("limpet.gaussian.PER_CLASS_LIMIT", 2**22 if roomy else 0)
+    labels = [0, 1, 2, 3, 4, 0, 0]
+    given, query = batches(labels, views=1, size=1), batches([0, 1, 2, 3, 4], seed=5)
+    whole = make(backbone, given, method=method)
+    part = make(backbone, split(given, [0]), NAMES[:1], method=method)
+    for label in range(1, 5):
+        part.add_classes(part.classes.extended([NAMES[label]]), split(given, [label]))
+    for b in query:
+        torch.testing.assert_close(part.logits(b), whole.logits(b), rtol=1e-8, atol=1e-8)
+
+
+def test_copies_of_one_image_have_no_spread(backbone):
+    given = batches([0, 1, 2] * 4, spread=0.0)  # each class one image, many times
+    (query,) = batches([0, 1, 2, 0], seed=5)
+    text = make(backbone, (), NAMES[:3], method="zero_shot").logits(query)
+    adapter = make(backbone, given, NAMES[:3], logit_scale=None, alpha=100.0)
+    shifted = adapter.logits(query) - text
+    torch.testing.assert_close(shifted, shifted[:, :1].expand_as(shifted), rtol=0, atol=1e-9)
+    assert any("copies" in note for note in adapter.notes)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"correct_rare": True}, {"covariance": "class_balanced", "shrinkage": "none"}, {"neighbours": 2}, {"em": True}]
+)
+@pytest.mark.parametrize("labels", [[0, 1, 2], [0, 0, 0, 1, 2]])
+def test_features_that_are_all_the_same_give_finite_answers(backbone, settings, labels):
+    given = [{**b, "views": torch.ones_like(b["views"])} for b in batches(labels)]
+    adapter, (query,) = make(backbone, given, NAMES[:3], **settings), batches([0, 1, 2, 0], seed=5)
+    adapter.select(batches([0, 1, 2], seed=3))
+    assert torch.isfinite(adapter.logits(query)).all()
+    adapter.select([{**query, "feature": torch.ones_like(query["feature"])}])
+    assert torch.isfinite(adapter.logits(query)).all()
 
 
 def test_new_classes_need_images_and_a_refusal_changes_nothing(backbone):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from limpet.classes import ClassSet
-from limpet.errors import NeedsImages
+from limpet.errors import LimpetError, NeedsImages
 from limpet.methods.linear_probe import BISECTIONS, FALLBACK_C, SWEEP, Config, LinearProbe
 from sklearn.linear_model import LogisticRegression
 
@@ -94,3 +94,28 @@ def test_it_answers_only_about_classes_with_images(tiny):
     adapter.add_classes(grown, [batch])
     torch.testing.assert_close(adapter.logits(batch)[:, :2], before)
     assert (adapter.logits(batch).argmax(-1) == 2).all()
+
+
+def test_a_refused_class_changes_nothing(tiny):
+    adapter = build(tiny, 3, C=1.0)
+    adapter.fit_closed_form([blobs(tiny, [4, 4, 0])])
+    adapter.select([])
+    batch = blobs(tiny, [0, 0, 0, 5], seed=4)
+    before = adapter.logits(batch)
+    with pytest.raises(NeedsImages, match="ray"):
+        adapter.add_classes(adapter.classes.extended(["shark", "ray"]), [batch])
+    assert len(adapter.weight) == 3
+    torch.testing.assert_close(adapter.logits(batch), before, rtol=0, atol=0)
+    adapter.add_classes(adapter.classes.extended(["shark"]), [batch])
+    norms = adapter.weight.norm(dim=1)
+    torch.testing.assert_close(norms[3], norms[:2].mean())  # the class without images has no say
+
+
+def test_a_probe_of_one_class_cannot_take_another_in(tiny):
+    adapter = build(tiny, 1)
+    adapter.fit_closed_form([blobs(tiny, [3])])
+    adapter.select([])
+    with pytest.raises(LimpetError, match="one class"):
+        adapter.add_classes(adapter.classes.extended(["shark"]), [blobs(tiny, [0, 3])])
+    with pytest.raises(LimpetError, match="at least one training image"):
+        build(tiny, 2).fit_closed_form([])

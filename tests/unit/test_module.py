@@ -7,7 +7,7 @@ from limpet.callbacks.base_to_new import BaseToNew
 from limpet.errors import LimpetError
 from limpet.features import CachedFeatures
 from limpet.methods.coop import Config, CoOp
-from limpet.module import AdaptationModule
+from limpet.module import AdaptationModule, seed_step
 from limpet.recipe import load
 from limpet.session import prepare
 from torch.utils.data import DataLoader
@@ -42,3 +42,13 @@ def test_a_batch_without_what_the_method_needs_is_refused_before_the_first_step(
     batches = DataLoader([{"feature": torch.zeros(2, tiny.embed_dim), "path": ["a", "b"]}], batch_size=None)
     with pytest.raises(LimpetError, match="'label'"):
         trainer(max_epochs=1).fit(AdaptationModule(adapter), batches)
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**63 - 1])
+def test_a_step_draws_the_numbers_that_pytorchs_own_seeding_gives(seed):
+    torch.manual_seed(seed)
+    expected = torch.rand(3), torch.empty(3, dtype=torch.int64).random_()
+    torch.rand(9)
+    seed_step(seed)
+    for one in expected:
+        assert torch.equal(torch.rand(3) if one.is_floating_point() else torch.empty(3, dtype=torch.int64).random_(), one)
