@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import jinja2
 
     from .compare import Row
+    from .paper_tables import PaperTable
 
 
 HEADLINES = ("accuracy", "harmonic_mean", "base", "joint", "spearman")
@@ -150,14 +151,15 @@ def page(
     notes: Sequence[str],
     picture: bytes | None,
     chart: bytes | None = None,
+    papers: Sequence[PaperTable] = (),
 ) -> str:
     """Return the comparison as one HTML page without outside references."""
-    from .compare import each_seed, heading
+    from .compare import each_seed, footnotes, heading
 
     best = {c: max((row.mean(c) or 0.0 for row in rows), default=0.0) for c in columns}
     body = [
         {
-            "labels": [row.group[name] for name in labels],
+            "labels": [row.label(name) for name in labels],
             "count": len(row.seeds),
             "cells": [(row.show(c), row.mean(c) is not None and row.mean(c) == best[c]) for c in columns],
         }
@@ -165,6 +167,7 @@ def page(
     ]
     return environment().get_template("compare.html.jinja").render(
         labels=labels, headings=[heading(c) for c in columns], rows=body, seeds=each_seed(rows), notes=notes,
+        footnotes=footnotes(rows), papers=papers,
         picture=base64.b64encode(picture).decode() if picture else None,
         chart=base64.b64encode(chart).decode() if chart else None, most=MOST if len(rows) > MOST else None,
     )  # fmt: skip
