@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from . import plugins
 from .errors import LimpetError, RecipeError, nearest
+from .precision import full_precision
 
 if TYPE_CHECKING:
     from .backbone import FrozenClip
@@ -258,13 +259,25 @@ class Adapter(nn.Module):
         return self.backbone.encode_text(list(texts)).to(self.dtype)
 
     def class_weights(self) -> Tensor:
-        """One row a class (C, D), unit norm, to be compared with `encode_image`; computed once in evaluation."""
-        if self.training and torch.is_grad_enabled():
+        """One row a class (C, D), unit norm, to be compared with `encode_image`.
+
+        Computed once in evaluation, and again where a tensor of the state has changed since. In training what is learned
+        changes from call to call, so nothing is kept, without gradients either.
+        """
+        if self.training and (torch.is_grad_enabled() or self.learnable()):
             return self.compute_class_weights()
-        if "class_weights" not in self._derived:
+        kept, state = self._derived.get("class_weights"), self._state_versions()
+        if kept is None or (state is not None and kept[0] != state):
             with torch.no_grad():
-                self._derived["class_weights"] = self.compute_class_weights()
-        return cast(Tensor, self._derived["class_weights"])
+                kept = self._derived["class_weights"] = state, self.compute_class_weights()
+        return cast(Tensor, kept[1])
+
+    def _state_versions(self) -> list[tuple[int, int]] | None:
+        """What changes when a tensor of the state is written to or replaced; None in an export, which holds it fixed."""
+        if torch.compiler.is_compiling():
+            return None
+        tensors = (*self.parameters(), *self.buffers())
+        return [(id(t), 0 if t.is_inference() else t._version) for t in tensors]
 
     def check_texts(self) -> None:
         """Raise where the texts of the classes do not fit into the method's prompts; asked before training."""
@@ -321,7 +334,15 @@ class Adapter(nn.Module):
 
     def logits_of(self, features: Tensor) -> Tensor:
         """Scores (B, C) of image features (B, D) that `encode_image` gave; for methods that keep `logits` as it is."""
-        return self.backbone.logit_scale * features @ self.class_weights().T
+        return self.scaled_cosines(features, self.class_weights())
+
+    def scaled_cosines(self, features: Tensor, weights: Tensor, scale: float | None = None) -> Tensor:
+        """Cosines (B, C) of features (B, D) and weights (C, D), unit norm, times the logit scale or another one.
+
+        In full precision under autocast, too: bfloat16 has nothing between 25 and 25.125.
+        """
+        with full_precision(features.device):
+            return (self.backbone.logit_scale if scale is None else scale) * features @ weights.T
 
     def evidence(self, batch: Batch, labels: Sequence[int]) -> list[list[tuple[str, float]]]:
         """What speaks for the classes `labels` (B of them) of a batch's images, in words with a number, strongest first.

@@ -195,9 +195,8 @@ class FrozenClip:
 
     def _image(self, images: Tensor, normalize: bool) -> Tensor:
         images = images.to(self.device, self.dtype)
-        if (
-            image_problem(self.spec) is None
-            and attention_problem(self.model.visual.transformer.resblocks[0]) is None
+        if image_problem(self.spec) is None and not any(
+            map(attention_problem, self.model.visual.transformer.resblocks)
         ):
             features = image_features(self, images)
         else:

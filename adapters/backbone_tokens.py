@@ -86,6 +86,17 @@ class Tokenizer:
             return [self.inner.sot_token_id, *self.ids(text), self.inner.eot_token_id]
         return list(self._padded([text])[0].tolist())
 
+    def length(self, text: Text) -> int:
+        """Return how many ids a text needs, start and end included, whether they fit or not.
+
+        A tokenizer that is a bare function cuts what it returns, so of that no more than the context length is known.
+        """
+        hub = getattr(self.inner, "tokenizer", None)
+        if self._own or hub is None or not isinstance(text, str):
+            return len(self.sequence(text))
+        count = getattr(hub, "num_special_tokens_to_add", None)
+        return len(self.ids(text)) + (count() if count else self.start)
+
     @cached_property
     def start(self) -> int:
         """Number of tokens a tower reads before the text itself (CLIP's start of text: 1)."""

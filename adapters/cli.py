@@ -278,7 +278,7 @@ def search(
 
 @app.command(rich_help_panel="Use")
 def compare(
-    run: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, or the folder of a grid.")],
+    run: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, grids, or recipes: all finished runs of each.")],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder for tables and plots.")
     ] = None,

@@ -36,12 +36,15 @@ COLUMNS: dict[str, tuple[str, str | None, str]] = {
     "spearman": ("Spearman", "all", "spearman"),
     "pairwise_accuracy": ("Pairs", "all", "pairwise_accuracy"),
     "kendall": ("Kendall", "all", "kendall"),
+    "image_auroc": ("Image AUROC", "all", "image_auroc"),
+    "pixel_auroc": ("Pixel AUROC", "all", "pixel_auroc"),
     "stream_last": ("Last", "continual", "last"),
     "stream_average": ("Avg", "continual", "average_incremental"),
     "forgetting": ("Forgetting", "continual", "forgetting"),
     "transfer": ("Transfer", "continual", "transfer"),
     "retention": ("Retention", "continual", "retention"),
 }
+LESS_IS_BETTER = ("forgetting",)
 _WIDE = ("joint_balanced", "joint_f1")  # in the files only: a terminal has 80 columns
 MEANS = {"other": "Others", "shift": "Shifts"}  # kind of further data -> heading of the mean over its data sets
 Groups = dict[tuple[str, ...], dict[Any, Mapping[str, Any]]]
@@ -290,7 +293,7 @@ def each_seed(rows: Sequence[Row]) -> list[str]:
     """A line per row of several seeds with the headline number of each."""
     lines = []
     for row in rows:
-        column = next((c for c in ("harmonic_mean", "accuracy", "joint", "spearman") if row.values.get(c)), None)
+        column = next((c for c in ("harmonic_mean", "accuracy", "joint", "spearman", "image_auroc") if row.values.get(c)), None)
         if column is None or len(row.seeds) < 2 or row.stands_for_all:
             continue
         numbers = zip(row.seeds, row.values[column], strict=False)

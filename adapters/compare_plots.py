@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .paper_tables import PaperTable
 
 
-HEADLINES = ("accuracy", "harmonic_mean", "base", "joint", "spearman")
+HEADLINES = ("accuracy", "harmonic_mean", "base", "joint", "spearman", "image_auroc")
 MOST = 40  # bars that can be read
 Curves = dict[str, dict[int, tuple[float, float]]]
 """Line -> shots -> (mean, standard deviation), in percent; at 0 shots what needs no images."""
@@ -154,9 +154,10 @@ def page(
     papers: Sequence[PaperTable] = (),
 ) -> str:
     """Return the comparison as one HTML page without outside references."""
-    from .compare import each_seed, footnotes, heading
+    from .compare import LESS_IS_BETTER, each_seed, footnotes, heading
 
-    best = {c: max((row.mean(c) or 0.0 for row in rows), default=0.0) for c in columns}
+    means = {c: [mean for row in rows if (mean := row.mean(c)) is not None] for c in columns}
+    best = {c: (min if c in LESS_IS_BETTER else max)(found, default=None) for c, found in means.items()}
     body = [
         {
             "labels": [row.label(name) for name in labels],

@@ -41,8 +41,8 @@ def depth_problem(depth: Any, layers: int, key: str, tower: str, name: str) -> s
             f"{key} is {depth!r}; it can be a number of layers, a fraction of the tower such as 0.75, all, or null "
             "for the paper's own depth."
         )
-    if isinstance(depth, float) and not depth.is_integer():
-        fits = 0 < depth < 1
+    if _is_share(depth):
+        fits = 0 < depth <= 1
     else:
         fits = 1 <= depth <= layers
     if fits:
@@ -59,9 +59,14 @@ def depth_of(depth: Any, paper: int, layers: int) -> int:
         return min(paper, layers)
     if depth == "all":
         return layers
-    if isinstance(depth, float) and not depth.is_integer():
-        return max(1, round(depth * layers))
+    if _is_share(depth):
+        return max(1, round(float(depth) * layers))
     return int(depth)
+
+
+def _is_share(depth: Any) -> bool:
+    """Whether a depth is a share of the tower; 1.0 is all of it, 1 is one layer."""
+    return isinstance(depth, float) and (depth <= 1 or not depth.is_integer())
 
 
 def count_problem(count: int, key: str, least: int = 1) -> str | None:

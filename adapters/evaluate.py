@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import artifact, files
-from .callbacks.base_to_new import label_spaces, measure
+from .callbacks.base_to_new import Spaces, label_spaces, measure
 from .callbacks.cross_dataset import OTHER, measure_targets
 from .callbacks.shift import SHIFT
 from .classes import ClassSet
@@ -25,6 +25,9 @@ from .show import MEANS, console, percent
 from .tasks import task_of
 from .transfer import facts, load_targets, ready
 from .wordings import check as check_wordings
+
+if TYPE_CHECKING:
+    from .adapter import Adapter
 
 CHANGEABLE = ("data", "classes", "protocol", "evaluate", "seed")
 
@@ -68,10 +71,91 @@ class UnderPresentNames:
         return self.data.restrict([self.before[name] for name in names])
 
 
+def sections(recipe: Recipe, overrides: Sequence[str]) -> dict[str, Recipe]:
+    """What is to be measured: the recipe of each task of a stream by its name, or the recipe itself under "".
+
+    Raises:
+        RunError: something is asked for that is measured on one data set.
+    """
+    given = [word.partition("=")[0] for word in overrides]
+    if recipe.stream.by != "tasks" or any(key.partition(".")[0] == "data" for key in given):
+        return {"": replace(recipe, stream=replace(recipe.stream, by=None))}
+    single = {
+        "evaluate.wordings": recipe.evaluate.wordings,
+        "evaluate.task": recipe.evaluate.task,
+        "protocol=base_to_new": recipe.protocol == "base_to_new",
+    }
+    for key, asked in single.items():
+        if asked:
+            raise RunError(
+                f"{key} is measured on one data set, and this run has {len(recipe.stream.tasks)} tasks: name one with data.root "
+                "(or data=reef, data=table, ...)."
+            )
+    one = replace(recipe.stream, by=None)
+    return {name: replace(recipe, data=data, stream=one) for name, data in recipe.stream.tasks.items()}
+
+
+def split_hash(hashes: Sequence[str]) -> str:
+    """The hash of a split, or one over those of several."""
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256(json.dumps(list(hashes)).encode()).hexdigest()
+
+
+class Part:
+    """One data set with what an adapter reads of it, and its classes under their present names.
+
+    Args:
+        recipe: its data and classes.
+        adapter: the adapter that will answer.
+        history: changes of the adapter's classes since the fit.
+        run_dir: the run, for sentences.
+
+    Attributes:
+        data: the data module, with features where the method reads only those.
+        images: the same with images.
+        named: `data`, asked for by present names.
+        classes: the classes under present names.
+
+    Raises:
+        RunError: none of the classes is left.
+    """
+
+    def __init__(self, recipe: Recipe, adapter: Adapter, history: Sequence[Mapping[str, Any]], run_dir: Path) -> None:
+        data = load_data(recipe)
+        classes = choose_classes(recipe, data)
+        now = names_now(history, classes.names)
+        if not now:
+            raise RunError(f"All classes of these data were removed from the adapter in {run_dir}: nothing can be measured.")
+        data = data.restrict(list(now))
+        self.classes = present(classes.only(list(now)), now, adapter.classes)
+        check_task(type(adapter), data)
+        self.notes = check_wordings(recipe.evaluate.wordings, self.classes, adapter.task)
+        if recipe.evaluate.task is not None:
+            check_retrieval(recipe, type(adapter), data)
+        suit(data, adapter)
+        set_transforms(data, adapter.backbone)
+        self.images = self.data = data
+        needs = adapter.needs(adapter.config, adapter.backbone.spec)
+        if needs != "images":
+            layer = "tokens" if needs == "patches" else "output"
+            block = adapter.token_block(adapter.config, adapter.backbone.spec)
+            augment = recipe.data.augment
+            self.data = CachedFeatures(data, adapter.backbone, augment, recipe.seed, views=0, layer=layer, block=block)
+        self.named = UnderPresentNames(self.data, now)
+
+    def say(self, adapter: Adapter) -> None:
+        """Print which classes are no candidates, and notes about wordings."""
+        other = [name for name in adapter.classes.names if name not in self.classes]
+        if other:
+            console.print(f"not among these data, and no candidates here: {', '.join(other)}")
+        for note in self.notes:
+            console.print(f"[yellow]note[/yellow] {note}")
+
+
 def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Evaluate the newest artefact of a run with its recipe, changed by `overrides`; print and store the result.
 
-    Classes are those of the data: trained ones are answered as trained, others from their text where the method can.
+    Classes are those of the data: trained ones are answered as trained, others from their text where the method can. A
+    stream of tasks is measured task by task, each with its own classes; where `overrides` name data, those are measured.
 
     Raises:
         RunError: the run has no artefact.
@@ -82,33 +166,21 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     if not folder.is_dir():
         raise RunError(f"{run_dir} holds no adapter: the run did not finish. Continue it with `limpet resume {run_dir}`.")
     adapter = artifact.load(folder)
-    data = load_data(recipe)
-    classes = choose_classes(recipe, data)
-    now = names_now(artifact.load_info(folder).get("info", {}).get("history", ()), classes.names)
-    if not now:
-        raise RunError(f"All classes of these data were removed from the adapter in {run_dir}: nothing can be measured.")
-    data = data.restrict(list(now))
-    classes = present(classes.only(list(now)), now, adapter.classes)
-    other = [name for name in adapter.classes.names if name not in classes]
-    if other:
-        console.print(f"not among these data, and no candidates here: {', '.join(other)}")
-    check_task(type(adapter), data)
-    for note in check_wordings(recipe.evaluate.wordings, classes, adapter.task):
-        console.print(f"[yellow]note[/yellow] {note}")
-    if recipe.evaluate.task is not None:
-        check_retrieval(recipe, type(adapter), data)
-    images = data
-    needs = adapter.needs(adapter.config, adapter.backbone.spec)
-    suit(data, adapter)
-    set_transforms(data, adapter.backbone)
-    features = needs == "features"
-    if needs != "images":
-        layer = "tokens" if needs == "patches" else "output"
-        block = adapter.token_block(adapter.config, adapter.backbone.spec)
-        data = CachedFeatures(data, adapter.backbone, recipe.data.augment, recipe.seed, views=0, layer=layer, block=block)
-    named = UnderPresentNames(data, now)
-    spaces = measure(adapter, named, label_spaces(classes, recipe.protocol))
-    more = measure_more(adapter, named, images, classes, recipe)
+    history = artifact.load_info(folder).get("info", {}).get("history", ())
+    features = adapter.needs(adapter.config, adapter.backbone.spec) == "features"
+    spaces, more = Spaces(), dict[str, Any]()
+    parts = sections(recipe, overrides)
+    measured = []
+    for task, own in parts.items():
+        part = Part(own, adapter, history, run_dir)
+        measured.append(part.data)
+        if task:  # worded as in the fit, where a task's own templates play no part
+            worded = replace(part.classes, templates=tuple(recipe.classes.templates))
+            spaces.add(measure(adapter, part.named, {f"task:{task}": worded}))
+        else:
+            part.say(adapter)
+            spaces.add(measure(adapter, part.named, label_spaces(part.classes, recipe.protocol)))
+            more = measure_more(adapter, part.named, part.images, part.classes, own)
     targets = load_targets(recipe, adapter.classes)
     for target in targets:
         suit(target.data, adapter)
@@ -117,12 +189,14 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     result: dict[str, Any] = {
         "run": run_dir.name,
         "overrides": list(overrides),
-        "split_hash": data.manifest()["hash"],
+        "split_hash": split_hash([data.manifest()["hash"] for data in measured]),
         "results": spaces.results(),
         "harmonic_mean": spaces.harmonic_mean(),
         "unanswered": spaces.unanswered,
-        "unreadable": sorted(data.unreadable),
+        "unreadable": sorted({path for data in measured for path in data.unreadable}),
     }
+    if len(parts) > 1:
+        result["task_mean"] = spaces.mean("task:")
     result |= more
     if targets:
         result |= {"transfer": facts(targets), "other_mean": spaces.mean(OTHER), "shift_mean": spaces.mean(SHIFT)}
@@ -136,7 +210,7 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     for name, control in more.get("controls", {}).items():
         for space, values in control.items():
             console.print(f"{space}, {name.replace('_', ' ')} instead: {task_of(adapter).lines(values)}")
-    for key, title in MEANS.items():
+    for key, title in {"task_mean": "mean over tasks", **MEANS}.items():
         if result.get(key) is not None:
             console.print(f"{title}: [bold]{percent(result[key])} %[/bold]")
     for space, reason in spaces.unanswered.items():

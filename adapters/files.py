@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,14 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, buffer.getvalue())
+
+
+def clear(run_dir: Path) -> None:
+    """Remove what processes that were killed while writing left in a run's folder."""
+    for path in (*run_dir.glob("*.part"), *run_dir.glob("log/*.part"), *run_dir.glob("sessions/**/*.part")):
+        path.unlink(missing_ok=True)
+    for folder in run_dir.glob("adapter/.unfinished-*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def printable(path: str) -> str:

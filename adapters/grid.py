@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from . import compare, files, runner, runs
 from .errors import RunError
+from .ranks import job
 from .show import console
 
 if TYPE_CHECKING:
@@ -97,8 +98,10 @@ def fit_grid(recipes: Sequence[Recipe]) -> Path:
     A cell that cannot run (a method that does not support the backbone, say) is reported, and the others go on.
 
     Raises:
-        RunError: at the end, when a cell could not run.
+        RunError: at the end, when a cell could not run; at once, in a job of several processes.
     """
+    if job() is not None:
+        raise RunError("A grid is not for a job of several processes (SLURM, torchrun): start one job for each cell.")
     folder = grid_dir(recipes)
     folder.mkdir(parents=True, exist_ok=True)
     failed = run_cells(recipes, folder)

@@ -239,5 +239,6 @@ def report(run: str, folder: Path, before: int, classifier: Classifier) -> str:
     older = [f"v{n}" for n, path in artifact.versions(folder.parent.parent) if path != folder]
     lines = [f"{before} -> {count} classes: {', '.join(classifier.classes[:12])}{', ...' if count > 12 else ''}"]
     lines += [f"note: {note}" for note in classifier.adapter.notes]
-    lines += [f"Wrote {folder} ({', '.join(older)} stays as it was).", f"next: limpet predict {run} PATH"]
+    kept = "stay as they were" if len(older) > 1 else "stays as it was"
+    lines += [f"Wrote {folder} ({', '.join(older)} {kept}).", f"next: limpet predict {run} PATH"]
     return "\n".join(lines)

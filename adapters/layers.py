@@ -77,26 +77,6 @@ def per_tower(choice: Any, tower: str, depth: int, key: str = "method.layers") -
     return choose(choice[tower], depth, f"{key}.{tower}")
 
 
-def cap_depth(value: int, depth: int, published: int, key: str) -> tuple[int, str | None]:
-    """Depth of prompts on a tower of `depth` blocks, and a sentence where the published one was capped.
-
-    Args:
-        value: as the recipe gives it; negative numbers count from the tower's depth (-1 is all but one).
-        depth: blocks of the tower.
-        published: the paper's depth; only this one is capped without complaint, since a recipe brings it along.
-        key: what the value is called.
-
-    Raises:
-        RecipeError: any other value beyond the tower.
-    """
-    wanted = value + depth if value < 0 else value
-    if wanted > depth and value == published:
-        return depth, f"{key} is {depth}: the paper's {published} is beyond this tower of {depth} blocks."
-    if not 0 <= wanted <= depth:
-        raise RecipeError(f"{key} is {value}, but the tower has {depth} blocks: give a number from 0 to {depth}.")
-    return wanted, None
-
-
 def _word(word: str, depth: int, key: str) -> Layers:
     if word == "all":
         return Layers(tuple(range(depth)))

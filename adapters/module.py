@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import lightning
@@ -99,13 +100,31 @@ class AdaptationModule(lightning.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Tell the adapter, before any checkpoint is written."""
-        self.adapter.epoch_ended(self.current_epoch, int(self.trainer.max_epochs or 1))
+        self.adapter.epoch_ended(self.current_epoch, self._epochs(to_the_last_step=True))
+
+    def _epochs(self, to_the_last_step: bool = False) -> int:
+        """Number of epochs of the plan, or of those until a Trainer's `max_steps`, where it sets that alone or it counts.
+
+        Raises:
+            RunError: the Trainer sets neither.
+        """
+        planned = int(self.trainer.max_epochs or 1)
+        if planned > 0 and not (to_the_last_step and self.trainer.max_steps > 0):
+            return planned
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            raise RunError("The Trainer has no end: give it max_epochs or max_steps, which the learning rate's schedule needs.")
+        if self.trainer.train_dataloader is None:
+            self.trainer.fit_loop.setup_data()  # before that the number of batches is not known
+        batches = self.trainer.num_training_batches  # infinite where the loader has no length
+        each = math.ceil(batches / self.trainer.accumulate_grad_batches) if math.isfinite(batches) else math.inf
+        return max(1, math.ceil(steps / max(1, each)))
 
     def configure_optimizers(self) -> Any:
         """Optimiser and, per epoch or step, its schedule."""
         names = [name for name, parameter in self.adapter.named_parameters() if parameter.requires_grad]
         optimiser = build_optimiser(self.adapter.learnable(), self.optim, names)
-        by_step = self.optim.interval == "step"
-        total = int(self.trainer.estimated_stepping_batches) if by_step else int(self.trainer.max_epochs or 1)
+        by_step, epochs = self.optim.interval == "step", self._epochs()
+        total = int(self.trainer.estimated_stepping_batches) if by_step else epochs
         schedule = build_schedule(optimiser, self.optim, total)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step" if by_step else "epoch"}}

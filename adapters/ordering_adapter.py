@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .adapter import Adapter, Batch
+from .gathering import gathered_lists, processes
 
 if TYPE_CHECKING:
     from .backbone_spec import BackboneSpec
@@ -85,6 +86,13 @@ class OrderingAdapter(Adapter):
         if "instruction" in batch:
             return list(batch["instruction"])
         return [self.classes.text(self.classes.names[int(i)]) for i in batch["label"]]
+
+    def together(self, batch: Batch) -> bool:
+        """Whether several processes train, and all order by the same now, so that pairs across their lists count, too."""
+        if processes() == 1:
+            return False
+        own = sorted(set(zip(self.instructions(batch), batch["label"].tolist(), strict=True)))
+        return all(other == own for other in gathered_lists(own))
 
     def learned_instructions(self) -> list[str]:
         """The instructions this adapter was fitted with."""

@@ -1,8 +1,9 @@
-"""Whether a device computes in bfloat16, and what is used where it does not."""
+"""Where bfloat16 is computed in, and what is used where it is not."""
 
 from __future__ import annotations
 
 import platform
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -29,3 +30,10 @@ def bf16_problem(device: str | torch.device, key: str) -> str | None:
         f"{key} asks for bfloat16, for which this CPU has no instructions: float32 is used, which is faster here "
         "and exact."
     )
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Within the context, autocast is off: for what is short beside a tower and coarse in half precision, such as logits."""
+    if not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)

@@ -63,7 +63,7 @@ class LearnedContext(Adapter):
         self.context = nn.Parameter(self.initial_context().detach().clone())
 
     def initial_context(self) -> Tensor:
-        """Start of the context: the words of `init`, whose count then replaces `context_length`, or N(0, 0.02^2)."""
+        """Start of the context: the tokens of `init`, whose count then replaces `context_length`, or N(0, 0.02^2)."""
         if self.config.init:
             return init_words(self.backbone, self.config.init).to(self.dtype)
         return self.random_context()

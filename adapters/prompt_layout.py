@@ -85,17 +85,19 @@ class PromptLayout:
         for text in texts:
             words = text.replace("_", " ") if isinstance(text, str) else text
             if isinstance(words, str):
-                row = backbone.tokenizer.sequence(f"{opening} {words}.".strip())
+                prompt = f"{opening} {words}.".strip()
+                row, needed = backbone.tokenizer.sequence(prompt), backbone.tokenizer.length(prompt)
             else:
                 *head, end = backbone.tokenizer.sequence(opening)
                 row = [*head, *words, *backbone.token_ids("."), end]
-            if tower is not None and tower.cuttable:
-                row = row[: tower.end(row) + 1]
-            if len(row) > limit:
+                needed = len(row)
+            if needed > limit:
                 raise BackboneError(
-                    f"The prompt of {words!r} has {len(row)} tokens ({length} of context), but the text "
+                    f"The prompt of {words!r} has {needed} tokens ({length} of context), but the text "
                     f"tower of {backbone.spec.name} reads {limit}: shorten the text or the context."
                 )
+            if tower is not None and tower.cuttable:
+                row = row[: tower.end(row) + 1]
             self.sequences.append(row)
             self.names.append(0 if position == "end" else len(backbone.token_ids(words)))
         self._plans: dict[tuple[bool, int | None, torch.device], Plan] = {}

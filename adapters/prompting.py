@@ -56,8 +56,8 @@ def init_words(backbone: FrozenClip, phrase: str, count: int | None = None) -> T
     Args:
         backbone: whose token table is read.
         phrase: words such as "a photo of a".
-        count: how many tokens; default: the number of words. A word of several tokens therefore leaves tokens
-            over, which stay in the prompt as fixed ones when the phrase is also given to `PromptEncoder`.
+        count: how many tokens, from the first on; default: all. The others stay in the prompt as fixed ones when
+            the phrase is also given to `PromptEncoder`. (The reference code counts words, one token each.)
 
     Returns:
         Embeddings (count, W), without positions; a copy without gradient.
@@ -66,7 +66,7 @@ def init_words(backbone: FrozenClip, phrase: str, count: int | None = None) -> T
         BackboneError: the phrase has fewer tokens than asked for.
     """
     ids = backbone.token_ids(phrase.replace("_", " "))
-    count = len(phrase.split()) if count is None else count
+    count = len(ids) if count is None else count
     if count > len(ids) or count == 0:
         raise BackboneError(
             f"The phrase {phrase!r} has {len(ids)} tokens, but {count} context tokens are to start from it: "

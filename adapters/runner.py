@@ -30,7 +30,7 @@ from .images_with_features import ImagesWithFeatures
 from .interpolation import post_step
 from .loggers import log_results, named, open_loggers
 from .module import AdaptationModule
-from .ranks import LateLoader, leave_group, rank, shared_run_dir
+from .ranks import LateLoader, leave_group, rank, ready_to_train, shared_run_dir
 from .recipe import Recipe
 from .runs import new_run_dir
 from .seen import data_name
@@ -68,8 +68,10 @@ def fit(recipe: Recipe, run_dir: Path | None = None) -> Path:
     """
     named(recipe)
     session = prepare(recipe)  # from here on `init_from` names one version
-    given = run_dir
-    run_dir = shared_run_dir(lambda: given or new_run_dir(recipe.run.name or recipe.name, Path(recipe.run.dir)))
+    given, name = run_dir, recipe.run.name or recipe.name
+    if rank() > 0 and not learns_by_gradient(session):
+        return given or Path(recipe.run.dir) / name  # the first process does it all
+    run_dir = shared_run_dir(lambda: given or new_run_dir(name, Path(recipe.run.dir)), Path(recipe.run.dir).expanduser() / name)
     if rank() == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
         files.write_text(run_dir / "recipe.yaml", recipe.to_yaml())
@@ -89,7 +91,9 @@ def resume(run_dir: Path) -> Path:
                 f"The data changed since {run_dir} was started (split {before[:12]} then, {now[:12]} now): "
                 "resuming would mix two experiments. Start a new run with `limpet fit`."
             )
-    return execute(session, run_dir)
+    if rank() > 0 and not learns_by_gradient(session):
+        return run_dir
+    return execute(session, shared_run_dir(lambda: run_dir, run_dir.parent))
 
 
 def execute(session: Session, run_dir: Path) -> Path:
@@ -107,6 +111,7 @@ def execute(session: Session, run_dir: Path) -> Path:
         return run_dir
     files.write_json(run_dir / "split.json", manifest)
     shutil.rmtree(run_dir / "adapter", ignore_errors=True)  # of an interrupted run
+    files.clear(run_dir)
     show.plan(session, manifest)
     data = with_features(session)
     seconds = {"data": time.monotonic() - started}
@@ -231,7 +236,7 @@ def train(
     if recipe.evaluate.select == "test_as_published":
         adapter.notes.append("Chosen on the test images, as published: the figures are optimistic.")
         held_out = list(batches_on(training.test_dataloader(), session.backbone.device))
-    if session.trainable and recipe.trainer.epochs > 0 and recipe.trainer.max_steps != 0:
+    if learns_by_gradient(session):
         if regulariser is not None and task is not None:
             adapter.train()
             regulariser.start(adapter, task)
@@ -240,6 +245,11 @@ def train(
     if first or adapter.selects_again:
         adapter.select(held_out)
     post_step(adapter, held_out)
+
+
+def learns_by_gradient(session: Session) -> bool:
+    """Whether a run comes to gradient training, which several processes can share."""
+    return session.trainable and session.recipe.trainer.epochs > 0 and session.recipe.trainer.max_steps != 0
 
 
 def training_batches(session: Session, training: Any) -> Callable[[], Any]:
@@ -288,6 +298,7 @@ def gradient_training(
             max_steps=recipe.trainer.max_steps,
             accelerator=recipe.trainer.accelerator,
             devices=recipe.trainer.devices,
+            num_nodes=recipe.trainer.num_nodes,
             strategy=recipe.trainer.strategy,
             precision=training_precision(recipe),
             gradient_clip_val=recipe.trainer.gradient_clip,
@@ -300,6 +311,9 @@ def gradient_training(
             use_distributed_sampler=False,  # the data modules' samplers already split by rank
         )
         session.adapter.train()
+        if rank() == 0 and trainer.world_size > 1:
+            loader.make()  # what the batches need is cached before other processes ask for it
+        ready_to_train()
         trainer.fit(module, loader, ckpt_path=usable(run_dir / CHECKPOINT, module))
     leave_group()
     if trainer.interrupted:

@@ -110,17 +110,23 @@ def resolve_run(word: str, base: Path | str = "runs", state: State = "finished")
 
 
 def expand_runs(words: Sequence[str], base: Path | str = "runs") -> list[Path]:
-    """Find the runs that several words mean; a grid's folder stands for all its finished cells."""
+    """Find the runs that several words mean: a run, a grid for all its finished cells, a recipe for all its finished runs.
+
+    Raises:
+        RunError: there is no such run, or a grid or recipe has none that is finished.
+    """
     result: list[Path] = []
     for word in words:
         folder = _folder(word, Path(base))
-        if folder.name.startswith(_GRID) and not is_run(folder):
-            cells = [p for p in sorted(folder.iterdir(), key=_order) if is_run(p) and is_finished(p)]
-            if not cells:
+        if is_run(folder):
+            found = [resolve_run(word, base)]
+        elif folder.name.startswith(_GRID):
+            found = [p for p in sorted(folder.iterdir(), key=_order) if is_run(p) and is_finished(p)]
+            if not found:
                 raise RunError(f"The grid {word} has no finished cell yet.")
-            result += cells
         else:
-            result.append(resolve_run(word, base))
+            found = [p for p in runs_below(folder) if is_finished(p)] or [resolve_run(word, base)]
+        result += found
     return list(dict.fromkeys(result))
 
 

@@ -77,6 +77,7 @@ class TrainerConfig:
     max_steps: int = number(-1, -1)  # -1: no limit
     accelerator: str = choice("auto", *ACCELERATORS)
     devices: int = number(1, 1)
+    num_nodes: int = number(1, 1)
     strategy: str = "auto"
     precision: str = choice("32-true", *TRAINING_PRECISIONS)
     gradient_clip: float | None = number(None, 0)

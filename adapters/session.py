@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import random
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from .adapter import Adapter, config_class, find
 from .backbone import FrozenClip, describe
 from .backbone_spec import BackboneSpec
 from .classes import ClassSet
-from .errors import RecipeError, nearest
+from .errors import NeedsImages, RecipeError, nearest
 from .precision import bf16_problem
 from .sections import PROTOCOLS
 from .seen import data_name, sentences
@@ -243,12 +244,17 @@ def check_device(recipe: Recipe) -> None:
 
 
 def check_texts(session: Session) -> None:
-    """Ask for the longest class text once, so that a prompt that does not fit is refused before training."""
-    classes, adapter = session.training_classes, session.adapter
-    if session.trainable and adapter.task == "classification":
-        longest = max(classes.names, key=lambda name: len(session.backbone.token_ids(classes.text(name))))
-        adapter.eval()
-        with torch.no_grad(), adapter.answering(classes.only([longest])):
+    """Ask for the longest class texts once, so that a prompt that does not fit is refused before training.
+
+    New classes and those of further data count, too: they are asked about after it.
+    """
+    adapter, backbone = session.adapter, session.backbone
+    if not session.trainable or adapter.task != "classification":
+        return
+    adapter.eval()
+    for classes in (session.training_classes, session.classes, *(target.classes for target in session.targets)):
+        longest = max(classes.names, key=lambda name: len(backbone.token_ids(classes.text(name))))
+        with torch.no_grad(), suppress(NeedsImages), adapter.answering(classes.only([longest])):
             adapter.check_texts()
 
 
@@ -335,7 +341,7 @@ _loaded: dict[Any, FrozenClip] = {}
 def load_backbone(recipe: Recipe, spec: BackboneSpec) -> FrozenClip:
     """The backbone of a recipe; the cells of a grid share one."""
     device = device_of(recipe.trainer.accelerator)
-    key = (spec.name, spec.pretrained, spec.activation, spec.precision, str(device))
+    key = (spec.name, spec.pretrained, spec.activation, spec.precision, str(spec.architecture), str(device))
     if key not in _loaded:
         _loaded.clear()  # one backbone in memory at a time
         config = recipe.backbone

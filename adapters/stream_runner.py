@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import artifact, continual_report, files, runner, show, stream_show
+from . import artifact, continual_report, files, runner, show, stream_calibration, stream_show
 from .callbacks.base_to_new import Spaces
 from .callbacks.continual import retention, summary
 from .callbacks.continual import seen as seen_accuracies
 from .callbacks.cross_dataset import OTHER, measure_targets
 from .callbacks.provenance import environment
 from .continual import Task
-from .errors import NeedsImages
+from .errors import NeedsImages, RunError
 from .feature_batches import FeatureBatches
 from .features import CachedFeatures
 from .session import Session, seed_everything
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .classes import ClassSet
 
 STATE, SESSIONS = "stream.json", "sessions"
+FORMAT = 1
 
 
 def execute(session: Session, run_dir: Path) -> Path:
@@ -56,6 +57,25 @@ def execute(session: Session, run_dir: Path) -> Path:
     (run_dir / "metrics.json.part").replace(run_dir / "metrics.json")
     stream_show.results(result, run_dir)
     return run_dir
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What a stream had done before it was interrupted.
+
+    Raises:
+        RunError: the file is damaged, or of a newer format.
+    """
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        number = state["format"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunError(f"{path} cannot be read ({error}): the sessions done are lost. Start again with `limpet fit`.") from None
+    if number != FORMAT:
+        raise RunError(f"{path} has format {number}; this Limpet reads {FORMAT}. Install a newer Limpet.")
+    missing = [key for key in ("done", "matrix", "kept", "facts") if key not in state]
+    if missing:
+        raise RunError(f"{path} is damaged: it has no {', '.join(missing)}. Start again with `limpet fit`.")
+    return dict(state)
 
 
 class StreamRun:
@@ -93,17 +113,18 @@ class StreamRun:
         """Take up what an interrupted run had done; an artefact whose session was not measured yet is made again."""
         path = self.run_dir / STATE
         if path.is_file():
-            state = json.loads(path.read_text(encoding="utf-8"))
+            state = read_state(path)
             self.done, self.matrix, self.kept, self.facts = state["done"], state["matrix"], state["kept"], state["facts"]
             if self.memory is not None:
                 self.memory.restore(state["memory"])
         for number, folder in artifact.versions(self.run_dir):
             if number > self.done:
                 shutil.rmtree(folder)
+        files.clear(self.run_dir)
 
     def save(self) -> None:
         """Write the state, atomically."""
-        state = {"format": 1, "done": self.done, "matrix": self.matrix, "kept": self.kept, "facts": self.facts}
+        state = {"format": FORMAT, "done": self.done, "matrix": self.matrix, "kept": self.kept, "facts": self.facts}
         if self.memory is not None:
             state["memory"] = self.memory.state()
         files.write_json(self.run_dir / STATE, state)
@@ -149,6 +170,9 @@ class StreamRun:
         self.facts.append({"selected": dict(adapter.selected), "notes": list(adapter.notes)})
         record = {"recipe": recipe.name, "seed": recipe.seed, "augment": dataclasses.asdict(recipe.data.augment)}
         record |= {"session": part.name, "session_hash": part.data.manifest()["hash"], "accuracies": self.matrix[-1]}
+        calibration = stream_calibration.fit(adapter, [self.tests(j) for j in range(number + 1)], seen)
+        if calibration is not None:
+            record["calibration"] = calibration.to_dict()
         artifact.save(adapter, self.run_dir, record)
         self.done = number + 1
         self.save()
@@ -302,6 +326,7 @@ class StreamRun:
         }
         if self.targets:
             metrics["transfer"] = facts(self.targets)
+        stream_calibration.note(metrics, spaces, artifact.load_info(self.run_dir, self.done), self.plan)
         task = importlib.import_module(".tasks.classification", __package__)
         files.write_csv(self.run_dir / "per_class.csv", task.class_rows(spaces, zero_shot))
         rows = [{"space": s, **row} for s, o in spaces.outcomes.items() for row in o.predictions()]

@@ -90,8 +90,8 @@ def check_recipe(recipe: Recipe) -> None:
         raise RecipeError("continual=replay keeps images of earlier sessions, and a single one has none: use lwf or vr_lwf.")
     if recipe.protocol != "all":
         raise RecipeError(f"init_from continues with new classes under protocol all, not {recipe.protocol}.")
-    if recipe.trainer.devices > 1:
-        raise RecipeError("A stream of sessions runs on one device: set trainer.devices=1.")
+    if recipe.trainer.devices * recipe.trainer.num_nodes > 1:
+        raise RecipeError("A stream of sessions runs on one device: set trainer.devices=1 trainer.num_nodes=1.")
     if recipe.stream.by == "tasks" and (recipe.classes.include or recipe.classes.first or recipe.classes.texts):
         raise RecipeError("stream.by=tasks takes classes as the data of each task name them: remove classes.include, first, texts.")
     if recipe.evaluate.shift:

@@ -162,7 +162,7 @@ class TowerAdapter(Adapter):
 
     def logits_of(self, features: Tensor) -> Tensor:
         """Scores (B, C): the scale times cosine similarity."""
-        return self.answer_scale * features @ self.class_weights().T
+        return self.scaled_cosines(features, self.class_weights(), self.answer_scale)
 
     def linear_head(self) -> tuple[Tensor, Tensor, bool]:
         """The class weights times the scale."""

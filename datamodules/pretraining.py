@@ -108,7 +108,8 @@ def _open(sample: Sample, photos: Sequence[Photo]) -> Image.Image:
 class MixedLoader:
     """Batches with a fixed number of images from each source, each source in an order of its own.
 
-    What an epoch holds depends on (seed, epoch) alone, so a resumed run goes on as the uninterrupted one would.
+    What an epoch holds depends on (seed, epoch) alone, so a resumed run goes on as the uninterrupted one would. Several
+    processes take turns with the batches; `positives` then has a column for every caption of all of them at that step.
     """
 
     def __init__(self, sources: list[tuple[Source, float]], transform: Any, config: PretrainingConfig, seed: int) -> None:
@@ -117,6 +118,9 @@ class MixedLoader:
         counts[0] += config.batch_size - sum(counts)
         self._counts = counts
         self._shift, self._scale = _affine(transform, config.size)
+        spread = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.rank = torch.distributed.get_rank() if spread else 0
+        self.ranks = torch.distributed.get_world_size() if spread else 1
         self.sampler = self  # where Lightning looks for set_epoch
 
     def set_epoch(self, epoch: int) -> None:
@@ -124,35 +128,40 @@ class MixedLoader:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self._config.epoch_images // self._config.batch_size
+        return max(1, self._config.epoch_images // (self._config.batch_size * self.ranks))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for step in range(len(self)):
             yield self.batch(self.epoch * len(self) + step)
 
     def batch(self, step: int) -> dict[str, Any]:
-        """The batch of a step, counted from the start of training."""
-        rng = random.Random(digest("pretraining batch", self._seed, step))
-        generator = torch.Generator().manual_seed(rng.getrandbits(60))
-        images, paths, labels = [], [], []
-        facts: list[frozenset[str]] = []
-        captions: list[Caption] = []
-        for (source, _), count in zip(self._sources, self._counts, strict=True):
-            numbers = self._numbers(source, step, count)
-            raw = torch.from_numpy(source.images[numbers]).float() / 255
-            photographs = source.name == "photographs"
-            images.append(vary(raw, self._config, generator, photographs))
-            for number in numbers:
-                facts.append(source.facts[number])
-                captions.append(source.caption(number, rng))
-                paths.append(f"{source.name}/{number}")
-                labels.append(-1)
-        positives = torch.tensor([[claims <= true for _, claims in captions] for true in facts])
+        """The batch of this process at a step, counted from the start of training."""
+        together = [self._drawn(step * self.ranks + rank) for rank in range(self.ranks)]
+        seed, numbers, facts, captions = together[self.rank]
+        generator = torch.Generator().manual_seed(seed)
+        images = []
+        for source, own in numbers:
+            raw = torch.from_numpy(source.images[own]).float() / 255
+            images.append(vary(raw, self._config, generator, source.name == "photographs"))
+        paths = [f"{source.name}/{number}" for source, own in numbers for number in own]
+        every = [claims for _, _, _, others in together for _, claims in others]
         image = torch.cat(images) * self._scale + self._shift
         return {
-            "image": image, "caption": [text for text, _ in captions], "positives": positives, "path": paths,
-            "label": torch.tensor(labels), "index": torch.arange(len(paths)),
+            "image": image, "caption": [text for text, _ in captions], "path": paths,
+            "positives": torch.tensor([[claims <= true for claims in every] for true in facts]),
+            "label": torch.full((len(paths),), -1), "index": torch.arange(len(paths)),
         }  # fmt: skip
+
+    def _drawn(self, number: int) -> tuple[int, list[tuple[Source, list[int]]], list[frozenset[str]], list[Caption]]:
+        """What a batch holds, without its pictures: seed of their random changes, images by source, facts and captions."""
+        rng = random.Random(digest("pretraining batch", self._seed, number))
+        seed = rng.getrandbits(60)
+        numbers = [
+            (source, self._numbers(source, number, count)) for (source, _), count in zip(self._sources, self._counts, strict=True)
+        ]
+        facts = [source.facts[image] for source, own in numbers for image in own]
+        captions = [source.caption(image, rng) for source, own in numbers for image in own]
+        return seed, numbers, facts, captions
 
     def _numbers(self, source: Source, step: int, count: int) -> list[int]:
         """The next `count` images of a source; each pass over it has an order of its own."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..adapter import Adapter, Batch
 from ..deep_prompts import count_problem, random_prompts
 from ..errors import LimpetError
+from ..precision import full_precision
 from ..prompting import PromptEncoder, init_words, support
 
 if TYPE_CHECKING:
@@ -107,10 +108,11 @@ class CoCoOp(Adapter):
             texts = F.normalize(encoder(contexts).to(self.dtype), dim=-1)
             return self.backbone.logit_scale * (images[:, None] * texts).sum(-1)
         together = len(images) if torch.is_grad_enabled() else max(1, TOKENS // encoder.tokens)
-        parts = [
-            torch.einsum("bd,bcd->bc", part, F.normalize(encoder(context).to(self.dtype), dim=-1))
-            for part, context in zip(torch.split(images, together), torch.split(contexts, together), strict=True)
-        ]
+        parts = []
+        for part, context in zip(torch.split(images, together), torch.split(contexts, together), strict=True):
+            texts = F.normalize(encoder(context).to(self.dtype), dim=-1)
+            with full_precision(images.device):
+                parts.append(torch.einsum("bd,bcd->bc", part, texts))
         return self.backbone.logit_scale * torch.cat(parts)
 
     def _encoder(self) -> PromptEncoder:

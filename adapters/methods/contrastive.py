@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import blocks, tower_adapter
 from ..adapter import Batch
 from ..errors import nearest
+from ..gathering import gathered, gathered_lists
 from ..objectives import OBJECTIVES
 from ..tower_adapter import TowerAdapter, tower_problem
 from ..tower_parts import copied, parts_problem
@@ -111,17 +112,24 @@ class Contrastive(TowerAdapter):
         return learned.exp().clamp(max=MOST)
 
     def loss(self, batch: Batch) -> Tensor:
-        """The objective between the images of a batch and its different captions."""
+        """The objective between the images and the different captions of a batch, of all processes where there are several."""
         captions = self._captions(batch)
         once = list(dict.fromkeys(captions))
-        column = {text: i for i, text in enumerate(once)}
-        texts = self._train_texts(once)
-        images = self._train_images(batch)
-        own = torch.tensor([column[text] for text in captions], device=images.device)
-        positives = F.one_hot(own, len(once)).bool()
+        texts = gathered(self._train_texts(once))
+        images = gathered(self._train_images(batch))
+        encoded = [text for own in gathered_lists(once) for text in own]
+        lists = gathered_lists(captions)
+        every = [text for own in lists for text in own]
+        names = list(dict.fromkeys(encoded))
+        if len(names) < len(encoded):  # processes that drew the same caption
+            place = {text: i for i, text in reversed(list(enumerate(encoded)))}
+            texts = texts[[place[text] for text in names]]
+        column = {text: i for i, text in enumerate(names)}
+        own = torch.tensor([column[text] for text in every], device=images.device)
+        positives = F.one_hot(own, len(names)).bool()
         if "positives" in batch:
-            first = torch.tensor([captions.index(text) for text in once], device=images.device)
-            positives |= batch["positives"].to(images.device)[:, first]
+            first = torch.tensor([every.index(text) for text in names], device=images.device)
+            positives |= gathered(_across(batch["positives"], lists).to(images.device))[:, first]
         objective = OBJECTIVES[self.config.objective]
         return objective(images @ texts.T, positives, self.scale.log(), self.bias)
 
@@ -162,3 +170,16 @@ class Contrastive(TowerAdapter):
         """The learned inverse temperature, or `logit_scale` of the configuration."""
         fixed = self.config.logit_scale
         return float(self.scale.detach()) if fixed is None else float(fixed)
+
+
+def _across(positives: Tensor, lists: list[list[str]]) -> Tensor:
+    """Widen the positives of this process's own images and captions (n, n) to the captions of all processes (n, sum of n).
+
+    Data that know the captions of the other processes give them in full; else two of different processes match where the
+    texts are the same, which `loss` adds.
+    """
+    total = sum(map(len, lists))
+    if positives.shape[1] == total:
+        return positives
+    start = sum(len(own) for own in lists[: torch.distributed.get_rank()])
+    return F.pad(positives, (start, total - start - positives.shape[1]))

@@ -23,8 +23,8 @@ class Config(ContextConfig):
 
     Attributes:
         context_length: number of learnable vectors M.
-        init: words whose embeddings start the context ("a photo of a"); their count then replaces `context_length`
-            and the context is unified, as in the reference. None: N(0, 0.02^2).
+        init: words whose embeddings start the context ("a photo of a"); the count of their tokens then replaces
+            `context_length` and the context is unified, as in the reference. None: N(0, 0.02^2).
         position: where the class name stands: "end", "middle" or "front".
         class_specific: a context of its own for every class (CSC).
     """

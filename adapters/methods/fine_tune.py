@@ -103,7 +103,7 @@ class FineTune(TowerAdapter):
         texts = [choices[int(at * len(choices))] for choices, at in zip(prompts, drawn, strict=True)]
         once = list(dict.fromkeys(texts))
         features = self.encode_text(once)[[once.index(text) for text in texts]]
-        logits = self.answer_scale * self.encode_image(batch) @ features.T
+        logits = self.scaled_cosines(self.encode_image(batch), features, self.answer_scale)
         targets = torch.arange(len(texts), device=logits.device)
         floor = torch.tensor([float(texts.count(text)) for text in texts], device=logits.device).log().mean()
         return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2 - floor

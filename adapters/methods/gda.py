@@ -279,7 +279,7 @@ class GDA(Adapter):
     def logits(self, batch: Batch) -> Tensor:
         """Zero-shot plus Gaussian scores (B, C)."""
         zero_shot, gaussian = self._scores(batch)
-        return zero_shot + float(self.alpha) * gaussian
+        return (zero_shot + float(self.alpha) * gaussian).to(self.dtype)
 
     def linear_head(self) -> tuple[Tensor, Tensor, bool]:
         """Text and Gaussian classifier in one, float64."""
@@ -287,16 +287,16 @@ class GDA(Adapter):
         return self.scale * self.class_weights().to(W) + float(self.alpha) * W.T, float(self.alpha) * b, True
 
     def _scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        # the two parts of a Gaussian score are large and almost cancel: not for half precision
+        """Both parts, float64: those of a Gaussian score are large and almost cancel, in float32 its third decimal is lost."""
         with torch.autocast(self.backbone.device.type, enabled=False):
-            features = self.encode_image(batch)
+            features = self.encode_image(batch).double()
             W, b = self.columns()
-            return self.scale * features @ self.class_weights().T, features @ W.to(features) + b.to(features)
+            return self.scale * features @ self.class_weights().to(features).T, features @ W + b
 
     @torch.no_grad()
     def search(self, batches: Sequence[Batch]) -> Tensor:
         """The criterion in [0, 1] for every alpha of the grid."""
-        weights = torch.tensor(self.config.alphas, dtype=self.dtype, device=self.backbone.device)
+        weights = torch.tensor(self.config.alphas, dtype=torch.float64, device=self.backbone.device)
         right = torch.zeros(len(weights), len(self.classes), dtype=torch.float64)
         seen = torch.zeros(len(self.classes), dtype=torch.float64)
         for batch in batches:

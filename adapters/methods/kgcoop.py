@@ -17,7 +17,7 @@ class Config(ContextConfig):
 
     Attributes:
         context_length: number of learnable vectors M, where `init` is None.
-        init: words whose embeddings start the context; their count replaces `context_length`.
+        init: words whose embeddings start the context; the count of their tokens replaces `context_length`.
         position: where the class name stands: "end", "middle" or "front".
         weight: weight of the distance to the frozen text features of `classes.templates` (lambda in the paper).
     """
@@ -37,7 +37,7 @@ class KgCoOp(LearnedContext):
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy and the distance of the learned classifier from the frozen one."""
         weights = self.class_weights()
-        logits = self.backbone.logit_scale * self.encode_image(batch) @ weights.T
+        logits = self.scaled_cosines(self.encode_image(batch), weights)
         loss: Tensor = F.cross_entropy(logits, batch["label"]) + self.config.weight * self.distance(weights)
         return loss
 

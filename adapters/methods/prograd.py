@@ -47,7 +47,7 @@ class ProGrad(LearnedContext):
         words = init_words(self.backbone, config.init).to(self.dtype)
         if len(words) > config.context_length:
             raise RecipeError(
-                f"method.init has {len(words)} words and method.context_length is {config.context_length}: "
+                f"method.init has {len(words)} tokens and method.context_length is {config.context_length}: "
                 "raise the context length or shorten the phrase."
             )
         context = torch.zeros(config.context_length, words.shape[1], dtype=self.dtype, device=words.device)
@@ -58,9 +58,9 @@ class ProGrad(LearnedContext):
         """Cross-entropy to the labels, and cross-entropy to the softened zero-shot answers times T^2."""
         T = self.config.temperature
         features = self.encode_image(batch)
-        logits = self.backbone.logit_scale * features @ self.class_weights().T
+        logits = self.scaled_cosines(features, self.class_weights())
         with torch.no_grad():
-            teacher = (self.backbone.logit_scale * features @ self.zero_shot_weights().T / T).softmax(-1)
+            teacher = (self.scaled_cosines(features, self.zero_shot_weights()) / T).softmax(-1)
         return F.cross_entropy(logits, batch["label"]), F.cross_entropy(logits / T, teacher) * T**2
 
     def loss(self, batch: Batch) -> Tensor:

@@ -75,11 +75,10 @@ class PromptSRC(TowerPrompts):
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy and the three regularisers."""
         config: Config = self.config
-        scale = self.backbone.logit_scale
         text, image = self.class_weights(), self.encode_image(batch)
         frozen_text, frozen_image = self.frozen_text(), F.normalize(self.image_feature(batch), dim=-1)
-        logits = scale * image @ text.T
-        answers, frozen = logits.log_softmax(-1), (scale * frozen_image @ frozen_text.T).log_softmax(-1)
+        logits = self.scaled_cosines(image, text)
+        answers, frozen = logits.log_softmax(-1), self.scaled_cosines(frozen_image, frozen_text).log_softmax(-1)
         # divided by B C, not by B: as published
         divergence = F.kl_div(answers, frozen, reduction="sum", log_target=True) / answers.numel()
         loss: Tensor = (

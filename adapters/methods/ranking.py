@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..adapter import Batch, Needs
 from ..errors import RecipeError
+from ..gathering import gathered
 from ..ordering_adapter import OrderingAdapter
 from ..pair_attention import Summary
 from ..ranking_network import RankingNetwork, ordered, smooth_log
@@ -215,13 +216,16 @@ class Ranking(OrderingAdapter):
         return sum((WEIGHTS[name] * value for name, value in self.losses(batch).items()), torch.zeros(()))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The configured losses by name, without their weights."""
+        """The configured losses by name, without their weights; of all processes' lists where they are of one instruction."""
         values = batch["value"].to(self.backbone.device, self.dtype)
         wanted = self.config.losses
         scores, summary = self._summaries(self.image_tokens(batch), self.text_tokens(batch), pairs="rank" in wanted)
+        rows = self.rows(batch)
+        if self.together(batch):
+            scores, values, rows = gathered(scores), gathered(values), gathered(rows)
+            summary = None if summary is None else (gathered(summary[0]), gathered(summary[1]))
         found: dict[str, Tensor] = {}
         if "regression" in wanted:
-            rows = self.rows(batch)
             targets = (values - self.offset.to(values)[rows]) / self.slope.to(values)[rows]
             found["regression"] = smooth_log(scores, targets)
         if "rank" in wanted and bool((values != values[0]).any()):  # a list of equals has no order to learn

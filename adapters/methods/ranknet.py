@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..adapter import Batch
+from ..gathering import gathered
 from ..ordering_adapter import OrderingAdapter
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class RankNet(OrderingAdapter):
     def loss(self, batch: Batch) -> Tensor:
         """Mean logistic loss over the strictly ordered pairs of the list; 0 where there are none."""
         scores, values = self.scores(batch), batch["value"].to(self.weight)
+        if self.together(batch):
+            scores, values = gathered(scores), gathered(values)
         above = values[:, None] > values[None]
         losses = F.softplus(scores[None] - scores[:, None])[above]
         return losses.mean() if len(losses) else scores.sum() * 0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..adapter import Adapter
-from ..calibration import calibrate
+from ..calibration import Calibration, calibrate
 from ..metrics import calibration_error, classification_metrics, per_class_accuracy, probabilities
 
 if TYPE_CHECKING:
@@ -105,14 +105,20 @@ def calibrated(adapter: Adapter, batches: Iterable[Batch], spaces: Any) -> dict[
     """
     held_out = evaluate(adapter, batches, adapter.classes)
     found = calibrate(held_out.logits, held_out.labels)
-    if found is None:
-        return {}
+    return {} if found is None else {"calibration": found.to_dict(), "metrics": tempered(found, spaces)}
+
+
+def tempered(found: Calibration, spaces: Any) -> dict[str, Any]:
+    """Give a fitted temperature to the answers of `spaces`.
+
+    Returns:
+        What metrics.json says of it: temperature, number of validation images, calibration error of each label space.
+    """
     errors = {}
     for space, outcome in spaces.outcomes.items():
         outcome.temperature = found.temperature
         errors[space] = calibration_error(probabilities(outcome.logits / found.temperature), outcome.labels)
-    metrics = {"temperature": found.temperature, "images": found.images, "ece": errors}
-    return {"calibration": found.to_dict(), "metrics": metrics}
+    return {"temperature": found.temperature, "images": found.images, "ece": errors}
 
 
 def encodes_apart(adapter: Adapter) -> bool:

@@ -100,20 +100,25 @@ def our_step(clip, names, **settings):
 
 
 def compare(title, steps, data, repeats):
-    """Time steps in turn; print their medians and ratios to the last one, ours."""
+    """Time steps in turn; print their medians and ratios to the last one, ours.
+
+    Returns:
+        Seconds of ours, and GFLOP/s of a matrix product measured between the repeats: the processor's speed at that time.
+    """
     for name, step in steps.items():
         step(*(data if name == "ours" else (part[:2] for part in data)))  # ours may remember images
-    times = {name: [] for name in steps}
+    times, speeds = {name: [] for name in steps}, []
     for _ in range(repeats):
         for name, step in steps.items():
             start = clock()
             step(*data)
             times[name].append(clock() - start)
+        speeds.append(matmul_speed(len(data[0]) * 197, 768))
     medians = {name: statistics.median(t) for name, t in times.items()}
     ours = medians["ours"]
     shown = "   ".join(f"{name} {t:.2f} s ({t / ours:.2f}x)" for name, t in medians.items())
     print(f"{title}: {shown}", flush=True)
-    return ours
+    return ours, statistics.median(speeds)
 
 
 def arithmetic(batch, spec, first=0):
@@ -156,18 +161,16 @@ def main():
     texts = [f"a photo of a {name}." for name in names]
     data = torch.randn(args.batch, 3, 224, 224), torch.randint(args.classes, (args.batch,))
     print(f"ViT-B/16, B={args.batch}, C={args.classes}, rank {RANK}, dropout {DROPOUT}, {args.threads} thread(s)")
-    speed = matmul_speed(args.batch * 197, 768)
-    print(f"matrix product {args.batch * 197} x 768 x 3072: {speed:.0f} GFLOP/s")
-
     def plain(towers):
         steps = {"plain": plain_step(model, texts, towers, False)}
         return {**steps, "plain through the rank": plain_step(model, texts, towers, True)} if args.low_rank else steps
 
     compare("both towers, all blocks", {**plain(("image", "text")), "ours": our_step(clip, names)}, data, args.repeat)
-    ours = compare("image tower, all blocks", {**plain(("image",)), "ours": our_step(clip, names, towers="image")}, data,
+    ours, speed = compare("image tower, all blocks", {**plain(("image",)), "ours": our_step(clip, names, towers="image")}, data,
                    args.repeat)  # fmt: skip
     needed = arithmetic(args.batch, clip.spec)[0] / 1e9
-    print(f"  {needed / ours:.0f} GFLOP/s; {ours * speed / needed:.2f}x of the arithmetic at the speed of the product")
+    print(f"  {needed / ours:.0f} GFLOP/s, a matrix product {args.batch * 197} x 768 x 3072 in between {speed:.0f} GFLOP/s: "
+          f"{ours * speed / needed:.2f}x of what the arithmetic needs at that speed")  # fmt: skip
     kept = {"without memory": our_step(clip, names, towers="image", layers="top3"),
             "ours": our_step(clip, names, towers="image", layers="top3", activation_memory=1024)}  # fmt: skip
     compare("image tower, last 3 blocks, activations below remembered", kept, data, args.repeat)

@@ -8,6 +8,8 @@ import torch
 from limpet.adapter import Adapter, available, config_class, find
 from limpet.classes import ClassSet
 from limpet.errors import LimpetError, RecipeError
+from limpet.methods.coop import Config as CoOpConfig
+from limpet.methods.coop import CoOp
 from limpet.methods.zero_shot import Config, ZeroShot
 
 PLUGIN = """
@@ -105,3 +107,23 @@ def test_a_plugin_runs_from_a_recipe_to_predictions(tmp_path, monkeypatch, fish)
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 41
     assert main(["evaluate", "mine"]) == 0
     assert main(["fit", "mine.yaml", f"data.root={fish}", "method.strat=1"]) == 2
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_answers_follow_what_was_learned(random_clip, classes, mode):
+    """In training mode without gradients, and in evaluation after a step that did not go through `train`."""
+    clip = random_clip()
+    adapter = CoOp(CoOpConfig(context_length=2)).setup(clip, classes).train(mode)
+    batch = {"feature": torch.randn(2, clip.embed_dim, dtype=torch.float64)}
+    with torch.no_grad():
+        before = adapter.logits(batch)
+        assert torch.equal(adapter.logits(batch), before)
+    optimiser = torch.optim.SGD(adapter.parameters(), lr=1.0)
+    adapter.context.grad = torch.randn_like(adapter.context)
+    optimiser.step()
+    with torch.no_grad():
+        after = adapter.logits(batch)
+        if mode:  # a write past autograd's eyes
+            adapter.context.data.neg_()
+            assert not torch.allclose(adapter.logits(batch), after)
+    assert not torch.allclose(after, before)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from limpet.callbacks.base_to_new import label_spaces, measure
+from limpet.errors import BackboneError
 from limpet.recipe import load_recipe
 from limpet.session import prepare
 from limpet.tasks.classification import evaluate
@@ -55,3 +56,14 @@ def test_lists_of_base_and_new_classes_that_leave_some_out():
         truth = [spaces[space].names[label] for label in outcome.labels.tolist()]
         of = {s.path: session.data.class_names[s.label] for s in session.data.samples["test"]}
         assert truth == [of[path] for path in outcome.paths]
+
+
+@pytest.mark.parametrize("method", ["coop", "cocoop", "maple"])
+def test_a_new_class_whose_text_does_not_fit_is_refused_before_training(method):
+    words = ["data.species=4", "data.shots=1", "data.test=1", f"method={method}"]
+    new = prepare(load_recipe("quickstart", words)).classes.new().names[-1]
+    long = f"classes.texts={{{new}: [{' '.join(['fish'] * 100)}]}}"
+    with pytest.raises(BackboneError, match="shorten the text"):
+        prepare(load_recipe("quickstart", [*words, long]))
+    if method == "coop":  # with a context of its own for every class, new ones are not asked about
+        prepare(load_recipe("quickstart", [*words, "method.class_specific=true", long]))

@@ -190,3 +190,25 @@ def test_refusals_are_sentences(random_clip, random_model):
     assert "Wrapped" in attention_problem(model.visual.transformer.resblocks[2])
     with pytest.raises(BackboneError, match="variant of attention"):
         image_features(FrozenClip.from_model(model), images(torch.float32))
+
+
+def test_a_block_wrapped_later_on_is_run_and_not_looked_through(random_model):
+    """Of a backbone in use, one block's attention is replaced by something that shows the same weights."""
+    from limpet.backbone import FrozenClip
+
+    class Louder(nn.MultiheadAttention):
+        def forward(self, *args, **options):
+            out, weights = super().forward(*args, **options)
+            return 1.5 * out, weights
+
+    clip = FrozenClip.from_model(random_model().double())
+    before = clip.encode_image(images(), False)
+    block = clip.model.visual.transformer.resblocks[-1]
+    louder = Louder(32, 2, batch_first=True).double().eval()
+    louder.load_state_dict(block.attn.state_dict())
+    block.attn = louder
+    got = clip.encode_image(images(), False)
+    torch.testing.assert_close(got, clip.model.encode_image(images()), **EXACT)
+    assert (got - before).abs().max() > 1e-6
+    with pytest.raises(BackboneError, match="Louder"):
+        image_features(clip, images(), [draw(2, 32)])

@@ -160,6 +160,25 @@ def test_a_single_row_has_no_chart(tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["compare.csv", "compare.html", "compare.md"]
 
 
+def test_runs_about_anomalies_have_their_figures(tmp_path):
+    for seed, image in ((1, 0.75), (2, 0.85)):
+        own = {"all": {"image_auroc": image, "pixel_auroc": 0.5}}
+        write(tmp_path / str(seed), "anomaly", seed, results=own, zero_shot={"all": {"image_auroc": 0.6, "pixel_auroc": 0.4}})
+    console = Console(file=io.StringIO(), width=120)
+    compare.compare([tmp_path], tmp_path / "out", console)
+    text = console.file.getvalue()
+    assert "Image AUROC" in text and "80.0 ± 7.1" in text and "60.0" in text and "seed 2: 85.0" in text
+    assert (tmp_path / "out" / "bars.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_of_forgetting_the_least_is_the_best(tmp_path):
+    for method, forgetting in (("coop", 0.3), ("gda", 0.1)):
+        write(tmp_path / method, method, continual={"last": 0.5, "forgetting": forgetting})
+    compare.compare([tmp_path], tmp_path / "out", Console(file=io.StringIO()))
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert '<td class="best">10.0</td>' in page and '<td>30.0</td>' in page
+
+
 def test_no_torch_is_imported(runs):
     code = (
         "import sys; from limpet import compare\n"

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from limpet import artifact
+from limpet.adapter import config_class, find
 from limpet.classes import ClassSet
 from limpet.errors import NeedsImages
 from limpet.methods.coop import Config, CoOp
@@ -33,6 +34,22 @@ def test_a_context_of_words_is_the_written_sentence(random_clip, position, sente
 def test_equals_zero_shot_at_its_start(random_clip):
     adapter = build(random_clip(), init=PHRASE)
     close(adapter.class_weights(), adapter.zero_shot_weights())
+
+
+@pytest.mark.parametrize("method", ["coop", "kgcoop", "cocoop"])
+def test_all_tokens_of_the_words_are_learned(random_clip, method):
+    """A word of several tokens is not cut: the start is zero-shot with the whole phrase."""
+    clip, phrase = random_clip(), "a bronchoscopy of"
+    tokens = len(clip.token_ids(phrase))
+    assert tokens > len(phrase.split())
+    adapter = find(method)(config_class(find(method))(init=phrase)).setup(clip, ClassSet(NAMES)).eval()
+    assert adapter.context.shape == (tokens, 24)
+    if method == "cocoop":
+        torch.nn.init.zeros_(adapter.meta_net.linear2.weight)
+        torch.nn.init.zeros_(adapter.meta_net.linear2.bias)
+    feature = torch.randn(2, clip.embed_dim, dtype=torch.float64)
+    want = clip.encode_text([f"{phrase} {name}." for name in NAMES])
+    close(adapter.logits({"feature": feature}), clip.logit_scale * torch.nn.functional.normalize(feature, dim=-1) @ want.T)
 
 
 def test_equal_class_specific_rows_equal_a_unified_context(random_clip):

@@ -256,10 +256,10 @@ def test_any_width_and_depth(name):
 
 def test_depths_are_counts_fractions_all_or_refused(random_clip):
     clip = random_clip()
-    for depth, layers in ((3, 3), (0.5, 2), ("all", 4), (None, 4), (1, 1)):
+    for depth, layers in ((3, 3), (0.5, 2), ("all", 4), (None, 4), (1, 1), (1.0, 4), (0.01, 1)):
         adapter = VPT(VPTConfig(2, depth)).setup(clip, CLASSES)
         assert len(adapter.image_prompts()) == layers
-    for depth in (5, 0, -1, 1.5, "some", True):
+    for depth in (5, 0, -1, 0.0, 1.5, "some", True):
         reason = VPT.supports(VPTConfig(2, depth), clip.spec)
         assert reason and "method.depth" in reason
         with pytest.raises(LimpetError, match="method.depth"):

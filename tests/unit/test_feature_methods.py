@@ -238,3 +238,32 @@ def test_a_new_class_starts_from_its_text_and_the_old_stay(backbone, method):
 def test_impossible_settings_are_sentences(backbone, method, settings):
     with pytest.raises(RecipeError, match=rf"method\.{next(iter(settings))}"):
         make(backbone, method, **settings)
+
+
+CHOOSING = ["tip_adapter", "gda", "nearest_mean", "linear_probe", "lp_plus_plus", "clap", "taskres"]
+HELD_OUT = {"none": [], "one a class": [[0, 1, 2, 3]], "one in all": [[2]], "one class": [[1, 1, 1]], "batches": [[0], [1], [3]]}
+
+
+@pytest.mark.parametrize("method", CHOOSING)
+@pytest.mark.parametrize("val", HELD_OUT)
+@pytest.mark.parametrize("train", [[0, 1, 2, 3], [0, 0, 0, 1, 3]], ids=["one shot", "a class without images"])
+def test_choosing_on_few_images_or_none_gives_finite_answers_and_says_so(backbone, method, val, train):
+    adapter = make(backbone, method)
+    adapter.fit_closed_form([batch(train)])
+    adapter.select([batch(labels, seed=3) for labels in HELD_OUT[val]])
+    assert torch.isfinite(adapter.logits(QUERY)).all()
+    assert all(np.isfinite(value) for value in adapter.selected.values())
+    assert bool(adapter.selected) == (method not in ("clap", "taskres"))
+    if val == "none" and adapter.selected:
+        assert any("no validation images" in note for note in adapter.notes)
+
+
+@pytest.mark.parametrize("method", CHOOSING)
+def test_copies_of_one_image_under_every_name_give_finite_answers(backbone, method):
+    given = batch([0, 1, 2, 3, 0, 2])
+    same = {**given, "views": given["views"][:1, :1].expand(6, 2, 16), "feature": given["feature"][:1].expand(6, 16)}
+    adapter = make(backbone, method)
+    adapter.fit_closed_form([same])
+    adapter.select([same])
+    assert torch.isfinite(adapter.logits(QUERY)).all()
+    torch.testing.assert_close(adapter.logits(same), adapter.logits(same)[:1].expand(6, 4))

@@ -2,7 +2,7 @@
 
 import pytest
 from limpet.errors import RecipeError
-from limpet.layers import cap_depth, choose, per_tower
+from limpet.layers import choose, per_tower
 
 
 @pytest.mark.parametrize(
@@ -48,11 +48,3 @@ def test_a_table_for_the_towers():
         per_tower({"images": "all"}, "image", 12)
     with pytest.raises(RecipeError, match=r"method\.layers\.text"):
         per_tower({"image": "all", "text": 99}, "text", 12)
-
-
-def test_depth_of_prompts():
-    assert cap_depth(9, 12, 9, "method.depth") == (9, None)
-    assert cap_depth(9, 4, 9, "method.depth") == (4, "method.depth is 4: the paper's 9 is beyond this tower of 4 blocks.")
-    assert cap_depth(-1, 4, 9, "method.depth") == (3, None)
-    with pytest.raises(RecipeError, match="from 0 to 4"):
-        cap_depth(8, 4, 9, "method.depth")

@@ -4,11 +4,14 @@ import lightning
 import pytest
 import torch
 from limpet.callbacks.base_to_new import BaseToNew
-from limpet.errors import LimpetError
+from limpet.classes import ClassSet
+from limpet.errors import LimpetError, RunError
 from limpet.features import CachedFeatures
+from limpet.methods import promptsrc
 from limpet.methods.coop import Config, CoOp
 from limpet.module import AdaptationModule, seed_step
-from limpet.recipe import load
+from limpet.optim import learning_rate
+from limpet.recipe import OptimConfig, load
 from limpet.session import prepare
 from torch.utils.data import DataLoader
 
@@ -42,6 +45,54 @@ def test_a_batch_without_what_the_method_needs_is_refused_before_the_first_step(
     batches = DataLoader([{"feature": torch.zeros(2, tiny.embed_dim), "path": ["a", "b"]}], batch_size=None)
     with pytest.raises(LimpetError, match="'label'"):
         trainer(max_epochs=1).fit(AdaptationModule(adapter), batches)
+
+
+class Rates(lightning.Callback):
+    """The learning rate of every step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def steps_of(clip, count=2):
+    feature = clip.encode_image(torch.randn(4, 3, 32, 32, dtype=torch.float64), normalize=False)
+    batch = {"feature": feature, "label": torch.tensor([0, 1, 0, 1]), "path": list("abcd")}
+    return DataLoader([batch] * count, batch_size=None)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("limits", [{"max_epochs": 3}, {"max_steps": 6}, {"max_steps": 5}])
+def test_the_schedule_ends_where_the_trainer_does(random_clip, limits):
+    clip, rates = random_clip(), Rates()
+    adapter = CoOp(Config(context_length=2)).setup(clip, ClassSet(names=("cat", "dog")))
+    trainer(**limits, callbacks=[rates]).fit(AdaptationModule(adapter), steps_of(clip))
+    wanted = [learning_rate(OptimConfig(), epoch, 3) for epoch in (0, 0, 1, 1, 2, 2)]
+    assert rates.seen == pytest.approx(wanted[: len(rates.seen)]) and len(rates.seen) == limits.get("max_steps", 6)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("limits", [{"max_epochs": 3}, {"max_steps": 6}, {"max_epochs": 50, "max_steps": 5}])
+def test_prompts_are_averaged_whatever_ends_the_training(random_clip, limits):
+    """The weights of the epochs add up to 1 over those that there are."""
+    clip = random_clip()
+    config = promptsrc.Config(image_length=0, aggregation_mean=2, aggregation_sd=1)
+    adapter = promptsrc.PromptSRC(config).setup(clip, ClassSet(names=("cat", "dog")))
+    start = adapter.text_vectors.detach().clone()
+    still = OptimConfig(lr=1e-30, warmup_lr=1e-30)
+    trainer(**limits).fit(AdaptationModule(adapter, still), steps_of(clip))
+    torch.testing.assert_close(adapter.text_vectors.detach(), start, rtol=0, atol=1e-12)
+    torch.testing.assert_close(adapter.sum_text_vectors, start, rtol=0, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_trainer_without_end_is_refused_in_a_sentence(random_clip):
+    clip = random_clip()
+    adapter = CoOp(Config(context_length=2)).setup(clip, ClassSet(names=("cat", "dog")))
+    with pytest.raises(RunError, match="max_epochs or max_steps"):
+        trainer(max_epochs=-1).fit(AdaptationModule(adapter), steps_of(clip))
 
 
 @pytest.mark.parametrize("seed", [0, 5, 2**63 - 1])

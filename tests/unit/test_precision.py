@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 from limpet import precision, runner, session
+from limpet.adapter import config_class, find
 from limpet.backbone import FrozenClip
+from limpet.classes import ClassSet
 from limpet.precision import bf16_problem
 from limpet.recipe import BackboneConfig, load_recipe
 
@@ -54,3 +56,16 @@ def test_a_run_says_what_it_used(has, tmp_path):
 
 def test_this_machine_can_be_asked():
     assert precision.cpu_has_bf16() in (True, False)
+
+
+@pytest.mark.parametrize("method", ["zero_shot", "coop", "cocoop", "vpt", "maple", "promptsrc", "lora"])
+def test_logits_are_not_rounded_under_autocast(random_clip, method):
+    """bfloat16 has nothing between 25 and 25.125: the towers are computed in it, the comparison is not."""
+    clip = random_clip(torch.float32)
+    adapter = find(method)(config_class(find(method))()).setup(clip, ClassSet(names=("cat", "dog", "grey shark"))).train()
+    batch = {"image": torch.randn(5, 3, 32, 32), "label": torch.tensor([0, 1, 2, 0, 1])}
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, loss = adapter.logits(batch), adapter.loss(batch)
+    assert logits.dtype == loss.dtype == torch.float32
+    assert (logits != logits.bfloat16().float()).any()
+    torch.testing.assert_close(logits, adapter.logits(batch), rtol=0.05, atol=1.0)

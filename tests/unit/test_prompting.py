@@ -338,6 +338,37 @@ def test_refusals_are_sentences(random_clip, random_model):
         init_words(clip, "a photo", 3)
 
 
+class Pieces:
+    """A tokenizer as SigLIP's: no start of text, an end that also pads, and what is too long is cut."""
+
+    def __init__(self, length):
+        self.length, self.tokenizer = length, self
+        self.words = {}
+
+    def __call__(self, text, add_special_tokens=True):
+        if not add_special_tokens:
+            return {"input_ids": [self.words.setdefault(w, 2 + len(self.words)) for w in text.split()]}
+        rows = [self(t, add_special_tokens=False)["input_ids"][: self.length - 1] for t in text]
+        return torch.tensor([row + [1] * (self.length - len(row)) for row in rows])
+
+    def num_special_tokens_to_add(self):
+        return 1
+
+
+def test_a_tokenizer_that_cuts_what_is_too_long_does_not_hide_it(random_model):
+    from limpet.backbone import FrozenClip
+
+    model = random_model(custom=True, text={"no_causal_mask": True, "pool_type": "last"}).double()
+    clip = FrozenClip.from_model(model, tokenizer=Pieces(24))
+    assert clip.tokenizer.start == 0
+    fits = "w " * 17 + "end"
+    for name, context in (("cat", 22), (fits, 5)):
+        assert PromptEncoder(clip, [name], context)(draw(context, 24)).shape == (1, 16)
+    for name, context in (("cat", 23), (fits, 6), ("x " + fits, 5)):
+        with pytest.raises(BackboneError, match=r"has 25 tokens .* reads 24"):
+            PromptEncoder(clip, ["cat", name], context)
+
+
 def test_towers_without_prompts_are_named_before_weights_load():
     from types import SimpleNamespace
 

@@ -119,3 +119,32 @@ def test_packaged_benchmarks_follow_the_papers():
         k: (k, "/d") for k in ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
     }
     assert shift.method["init"] == "a photo of a" and shift.trainer.epochs == 50
+
+
+def test_packaged_benchmarks_follow_the_papers_of_prompts():
+    new = next((recipe.packaged_folder() / "benchmarks").glob("base_to_new*.yaml")).stem
+
+    def one(name, *words):
+        return recipe.load_recipe(f"benchmarks/{name}", [*words, "seed=1", "data.root=/d"])
+
+    late = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")
+    for data in facts.read_json("data_sets.json")["few_shot_11"]:
+        for shots in (1, 16):
+            cell = one("few_shot_11", "method=promptsrc", f"data.dataset={data}", f"data.shots={shots}")
+            wanted = (45, 5) if data in late else (30, 30)
+            assert (cell.method["aggregation_mean"], cell.method["aggregation_sd"]) == wanted and cell.trainer.epochs == 50
+            cell = one("few_shot_11", "method=prograd", f"data.dataset={data}", f"data.shots={shots}")
+            little = shots == 16 and data in ("oxford_flowers", "dtd", "eurosat")
+            assert cell.method["strength"] == (0.8 if little else 1.0)
+            assert cell.trainer.epochs == (50 if shots == 1 or data == "imagenet" else 200)
+    for protocol in ("cross_dataset", "domain_generalisation"):
+        cell = one(protocol, "method=promptsrc")
+        assert (cell.method["aggregation_mean"], cell.method["aggregation_sd"], cell.trainer.epochs) == (6, 10, 20)
+        assert (cell.method["text_depth"], cell.method["image_depth"]) == (3, 3)
+    cell = one(new, "method=promptsrc", "data.dataset=dtd")
+    assert (cell.method["aggregation_mean"], cell.method["aggregation_sd"], cell.method["text_depth"]) == (15.0, 1.0, None)
+    for name in (new, "few_shot_11"):
+        cell = one(name, "method=kgcoop", "data.dataset=dtd", "data.shots=16")
+        assert (cell.data.templates, cell.classes.templates) == ("recipe", ["a photo of a {}, a type of texture."])
+        assert one(name, "method=kgcoop", "data.dataset=eurosat", "data.shots=16").data.templates == "hand_crafted"
+        assert one(name, "method=vpt", "data.dataset=dtd", "data.shots=16").data.templates == "recipe"

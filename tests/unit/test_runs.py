@@ -63,7 +63,17 @@ def test_grids(tmp_path):
     make(grid / "seed=3", finished=False)
     assert resolve_run("fish").resolve() == new
     assert resolve_run("fish/grid-abc/seed=1").resolve() == old
-    assert [p.resolve() for p in expand_runs(["fish/grid-abc", "fish"])] == [old, new]
+    assert [p.resolve() for p in expand_runs(["fish/grid-abc"])] == [old, new]
+
+
+def test_a_recipe_stands_for_all_its_finished_runs(tmp_path):
+    first, second, cell = (make(tmp_path / "runs/fish" / name) for name in ("001", "003", "grid-abc/seed=1"))
+    make(tmp_path / "runs/fish/002", finished=False)
+    assert [p.resolve() for p in expand_runs(["fish"])] == [first, second, cell]
+    assert [p.resolve() for p in expand_runs(["fish/003", "fish"])] == [second, first, cell]
+    make(tmp_path / "runs/open/001", finished=False)
+    with pytest.raises(RunError, match="open has no finished run"):
+        expand_runs(["open"])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Runs over streams: what they leave, that they resume, continue and equal a refit where they should."""
 
+import csv
 import dataclasses
 import json
 import os
@@ -10,8 +11,11 @@ import time
 import pytest
 import torch
 from limpet import artifact, compare, stream_runner
+from limpet.calibration import Calibration
 from limpet.callbacks.checkpoint import ResumeCheckpoint
 from limpet.errors import LimpetError, RecipeError
+from limpet.evaluate import evaluate_run
+from limpet.predict import predict_command
 from limpet.recipe import load
 from limpet.runner import fit, resume
 
@@ -180,6 +184,53 @@ def test_tasks_with_their_own_classes_and_rates(tmp_path):
     assert set(found["results"]) == {"task:first", "task:second"}
     assert found["results"]["task:first"]["classes"] == 2
     assert found["continual"]["transfer"] == found["continual"]["matrix"][0][1]
+
+
+TASKS = ["stream.by=tasks", "stream.tasks={first: {species: 2}, second: {species: 3, drawing_seed: 2}}"]
+
+
+def test_probabilities_of_a_stream_of_tasks_are_calibrated_on_all_of_its_sessions(tmp_path, draw):
+    folder = run(tmp_path / "run", *LORA, *TASKS)
+    found, counts = metrics(folder)["calibration"], [s["val"] for s in metrics(folder)["continual"]["sessions"]]
+    assert found["images"] == sum(counts) and found["temperature"] > 0
+    assert set(found["ece"]) == {"task:first", "task:second"}
+    stored = [artifact.load_info(version)["info"]["calibration"] for _, version in artifact.versions(folder)]
+    names = [len(artifact.load_info(version)["classes"]["names"]) for _, version in artifact.versions(folder)]
+    assert [part["images"] for part in stored] == [counts[0], sum(counts)] and [part["classes"] for part in stored] == names
+    assert stored[1]["temperature"] == found["temperature"]
+    with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        assert all(0 <= float(row["calibrated"]) <= 1 for row in csv.DictReader(file))
+    images = draw(tmp_path / "images", 2, 3)
+    assert predict_command(folder, str(images), tmp_path / "out.csv", coverage=0.5) == 0
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    cut = Calibration.from_dict(stored[1]).cut(coverage=0.5)
+    assert [row["abstained"] == "1" for row in rows] == [float(row["calibrated"]) < cut.threshold for row in rows]
+
+
+def test_a_stream_without_validation_images_says_that_nothing_is_calibrated(tmp_path, draw):
+    words = [word for word in SMALL if not word.startswith(("data.val", "data.shots"))]
+    single = ["data.train=1", "data.val=0", "data.shots=1"]  # of a single image no share becomes val
+    (recipe,) = load("quickstart", [*words, *single, *LORA, *CLASSES, f"run.dir={tmp_path / 'runs'}"])
+    folder = fit(recipe, tmp_path / "run")
+    found = metrics(folder)
+    assert "calibration" not in found and any("no temperature and no threshold" in note for note in found["notes"])
+    with pytest.raises(LimpetError, match="--threshold"):
+        predict_command(folder, str(draw(tmp_path / "images", 1, 2)), tmp_path / "out.csv", coverage=0.5)
+
+
+def test_a_stream_of_tasks_is_evaluated_task_by_task(tmp_path):
+    folder = run(tmp_path / "run", *LORA, *TASKS)
+    found, fitted = evaluate_run(folder), metrics(folder)["results"]
+    assert found["results"].keys() == fitted.keys()
+    for space, values in fitted.items():
+        assert found["results"][space]["accuracy"] == values["accuracy"]
+        assert found["results"][space]["classes"] == values["classes"]
+    assert found["task_mean"] == pytest.approx(sum(values["accuracy"] for values in fitted.values()) / 2)
+    other = evaluate_run(folder, ["data.species=5", "data.test=1"])["results"]
+    assert set(other) == {"all"} and other["all"]["classes"] == 5
+    with pytest.raises(LimpetError, match="one data set, and this run has 2 tasks"):
+        evaluate_run(folder, ["evaluate.task=retrieval"])
 
 
 def test_continuing_months_later(tmp_path):

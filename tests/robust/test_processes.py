@@ -1,0 +1,79 @@
+"""Several processes: the same samples once each, the numbers of one process, one run folder, caches written once."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from limpet.datamodules import load
+from limpet.datamodules.configs import PretrainingConfig, ReefConfig
+from limpet.datamodules.pretraining import MixedLoader
+from limpet.datamodules.pretraining_sources import shape_source
+
+
+def run(place, *command):
+    """A command of Python in `place`, with a cache there."""
+    place.mkdir(exist_ok=True)
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("LIMPET", "SLURM", "MASTER", "TORCHELASTIC"))}
+    env |= {"LIMPET_CACHE": str(place / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+    words = [sys.executable, *map(str, command)]
+    done = subprocess.run(words, cwd=place, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_losses_of_joined_batches_equal_those_of_one_process(tmp_path):
+    found = json.loads(run(tmp_path, Path(__file__).parent / "joined.py").splitlines()[-1])
+    assert len(found) == 2
+    for process in found:
+        assert set(process) == {"infonce", "siglip", "ranking", "ranknet"}
+        for method, differences in process.items():
+            assert differences["loss"] < 1e-5, (method, differences)
+            assert differences["gradient"] < 1e-4, (method, differences)
+
+
+@pytest.fixture
+def group(monkeypatch):
+    """group(rank, ranks): as if this were one of several processes."""
+
+    def pretend(rank, ranks):
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda *_: rank)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda *_: ranks)
+
+    return pretend
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_every_training_image_is_in_one_batch_of_one_process(ranks, group):
+    seen = []
+    for rank in range(ranks):
+        group(rank, ranks)
+        data = load(ReefConfig(name="reef", species=4, train=4, val=1, test=1, shots="all", batch_size=2), 1)
+        data.setup()
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(3)
+        seen += [path for batch in loader for path in batch["path"]]
+    assert len(seen) == len(set(seen)) == 16
+
+
+def test_mixed_batches_are_dealt_out_and_know_the_captions_of_all(group):
+    config = PretrainingConfig(batch_size=4, epoch_images=32, size=32)
+    sources = [(shape_source(20, 32, 1), 1.0)]
+    alone = [MixedLoader(sources, None, config, 1).batch(step) for step in range(8)]
+    loaders = []
+    for rank in range(2):
+        group(rank, 2)
+        loaders.append(MixedLoader(sources, None, config, 1))
+        assert len(loaders[rank]) == 4
+    for step in range(4):
+        together = [loader.batch(step) for loader in loaders]
+        for rank, batch in enumerate(together):
+            whole = alone[2 * step + rank]
+            assert batch["path"] == whole["path"] and batch["caption"] == whole["caption"]
+            assert torch.equal(batch["image"], whole["image"])
+            assert batch["positives"].shape == (4, 8)
+            assert torch.equal(batch["positives"][:, 4 * rank : 4 * rank + 4], whole["positives"])
