@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import jinja2
 
     from .compare import Row
+    from .paper_tables import PaperTable
 
 
 HEADLINES = ("accuracy", "harmonic_mean", "base", "joint", "spearman", "image_auroc")
@@ -151,15 +152,16 @@ def page(
     notes: Sequence[str],
     picture: bytes | None,
     chart: bytes | None = None,
+    papers: Sequence[PaperTable] = (),
 ) -> str:
     """Return the comparison as one HTML page without outside references."""
-    from .compare import LESS_IS_BETTER, each_seed, heading
+    from .compare import LESS_IS_BETTER, each_seed, footnotes, heading
 
     means = {c: [mean for row in rows if (mean := row.mean(c)) is not None] for c in columns}
     best = {c: (min if c in LESS_IS_BETTER else max)(found, default=None) for c, found in means.items()}
     body = [
         {
-            "labels": [row.group[name] for name in labels],
+            "labels": [row.label(name) for name in labels],
             "count": len(row.seeds),
             "cells": [(row.show(c), row.mean(c) is not None and row.mean(c) == best[c]) for c in columns],
         }
@@ -167,6 +169,7 @@ def page(
     ]
     return environment().get_template("compare.html.jinja").render(
         labels=labels, headings=[heading(c) for c in columns], rows=body, seeds=each_seed(rows), notes=notes,
+        footnotes=footnotes(rows), papers=papers,
         picture=base64.b64encode(picture).decode() if picture else None,
         chart=base64.b64encode(chart).decode() if chart else None, most=MOST if len(rows) > MOST else None,
     )  # fmt: skip
