@@ -28,6 +28,7 @@ from .tokens import image_token_features, token_shape
 
 __all__ = ["CachedFeatures", "cache_dir", "cache_size", "clear_cache"]
 
+_LEAST = 16  # images in a forward pass: products of fewer rows may take another path, and round otherwise
 _FORMAT = 1  # of the cached values; raised whenever the same image would give another feature
 
 
@@ -237,10 +238,14 @@ class CachedFeatures:
         store.flush()
 
     def _encode(self, images: Tensor) -> Tensor:
+        """Encode a batch; a small one is filled up, so that an image's feature does not depend on which others were missing."""
+        count = len(images)
+        if count < _LEAST:
+            images = torch.cat([images, images[-1:].expand(_LEAST - count, *images.shape[1:])])
         if self.layer == "tokens":
-            return image_token_features(self.backbone, images, self.block)
+            return image_token_features(self.backbone, images, self.block)[:count]
         encoded: Tensor = self.backbone.encode_image(images, normalize=False)
-        return encoded
+        return encoded[:count]
 
     def _store(self, augmented: bool) -> FeatureStore:
         """The store of plain or augmented features: everything they depend on besides the image."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -50,7 +51,7 @@ def make(root, tiny, augment=None, *, views=0, seed=1, counter=None, **options):
 
 
 class Counting:
-    """A backbone that counts the images it encodes."""
+    """A backbone that counts the different images it encodes (small batches are filled up with the last one)."""
 
     def __init__(self, backbone, counter):
         self.backbone, self.counter = backbone, counter
@@ -59,13 +60,25 @@ class Counting:
         return getattr(self.backbone, name)
 
     def encode_image(self, images, normalize=True):
-        self.counter.append(len(images))
+        self.counter.append(len(images.flatten(1).unique(dim=0)))
         return self.backbone.encode_image(images, normalize=normalize)
 
 
 def direct(data, tiny, split):
     plain = data.datamodule.dataset(split)
     return torch.cat([tiny.encode_image(plain[n]["image"][None], normalize=False) for n in range(len(plain))])
+
+
+def test_a_feature_does_not_depend_on_which_others_were_cached(root, tiny, cache):
+    """Bit by bit: a run that finds half of its features gives the numbers of one that finds none."""
+    whole = make(root, tiny)
+    alone = whole.features("train")
+    for count in (1, 4, 14):
+        shutil.rmtree(cache)
+        part = make(root, tiny)
+        part.datamodule.samples["train"] = part.datamodule.samples["train"][:count]
+        part.features("train")
+        assert torch.equal(make(root, tiny).features("train"), alone)
 
 
 def test_features_equal_direct_encoding_and_are_computed_once(root, tiny):
