@@ -75,6 +75,8 @@ def _draw_panels(panels: Mapping[str, Curves], every: Sequence[int], label: str)
         axes.set_xscale("log", base=2)
         axes.set_xticks(every, [str(shots) for shots in every])
         axes.minorticks_off()
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -2), min(high, 102))  # a deviation may reach beyond what a share can be
         axes.set_title(plain_text(title), fontsize=10)
         axes.grid(alpha=0.3)
         for side in ("top", "right"):
