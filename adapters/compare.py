@@ -15,7 +15,8 @@ from . import files
 from . import runs as run_folders
 from .csv_files import cell
 from .errors import RunError
-from .paper_tables import paper_tables
+from .paper_tables import PaperTable, paper_tables
+from .seen import MARK, pair, sentences
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,6 +61,7 @@ class Row:
         values: For each column the numbers in [0, 1] of the runs that have it.
         runs: The run folders.
         stands_for_all: Whether this is the zero-shot row taken from the runs of other methods.
+        seen: A sentence for each data set that the backbone saw in pretraining.
     """
 
     group: dict[str, str]
@@ -67,6 +69,11 @@ class Row:
     values: dict[str, list[float]] = field(default_factory=dict)
     runs: list[str] = field(default_factory=list)
     stands_for_all: bool = False
+    seen: list[str] = field(default_factory=list)
+
+    def label(self, name: str) -> str:
+        """A value of the group as shown; the method with a mark where the backbone saw the data in pretraining."""
+        return self.group[name] + (f" {MARK}" if self.seen and name == "method" else "")
 
     def mean(self, column: str) -> float | None:
         """Mean over seeds, or None."""
@@ -170,16 +177,16 @@ def table(rows: Sequence[Row], title: str = "") -> Table:
 
     result = Table(title=title or None)
     labels, columns = _labels(rows), [c for c in _columns(rows) if c not in _WIDE]
-    if "stream_last" in columns:  # Last is the accuracy of a stream
+    if all(row.values.get("stream_last") for row in rows if row.values.get("accuracy")):  # Last is the accuracy of a stream
         columns = [c for c in columns if c not in ("accuracy", "balanced_accuracy", "macro_f1")]
     for name in labels:
-        longest = max(len(row.group[name]) for row in rows)
+        longest = max(len(row.label(name)) for row in rows)
         result.add_column(name, overflow="fold", min_width=min(longest, 14))
     result.add_column("n", justify="right")
     for column in columns:
         result.add_column(heading(column), justify="right", no_wrap=True)
     for row in rows:
-        cells = [Text(row.group[name]) for name in labels] + [Text(str(len(row.seeds)))]
+        cells = [Text(row.label(name)) for name in labels] + [Text(str(len(row.seeds)))]
         result.add_row(*cells, *(Text(row.show(column) or "–") for column in columns))
     return result
 
@@ -215,7 +222,7 @@ def compare(runs: Iterable[str | Path], out: Path | None = None, console: Consol
     if out is None:
         return
     try:
-        written = write(rows, notes, Path(out))
+        written = write(rows, notes, Path(out), papers)
         if papers:
             files.write_text(Path(out) / "papers.md", "\n".join(paper.markdown() for paper in papers))
             written.append(Path(out) / "papers.md")
@@ -225,8 +232,11 @@ def compare(runs: Iterable[str | Path], out: Path | None = None, console: Consol
                   soft_wrap=True)  # fmt: skip
 
 
-def write(rows: Sequence[Row], notes: Sequence[str], out: Path) -> list[Path]:
-    """Write the rows as Markdown, CSV and HTML, a bar chart, and a shots curve where runs differ in shots; return the files."""
+def write(rows: Sequence[Row], notes: Sequence[str], out: Path, papers: Sequence[PaperTable] = ()) -> list[Path]:
+    """Write the rows as Markdown, CSV and HTML, a bar chart, and a shots curve where runs differ in shots; return the files.
+
+    The page holds the papers' tables, too.
+    """
     from .compare_plots import bars, page, shots_curve
 
     out.mkdir(parents=True, exist_ok=True)
@@ -234,7 +244,7 @@ def write(rows: Sequence[Row], notes: Sequence[str], out: Path) -> list[Path]:
     contents: dict[str, bytes] = {
         "compare.md": markdown(rows).encode(),
         "compare.csv": as_csv(rows).encode(),
-        "compare.html": page(rows, _labels(rows), _columns(rows), notes, picture, chart).encode(),
+        "compare.html": page(rows, _labels(rows), _columns(rows), notes, picture, chart, papers).encode(),
     }
     contents |= {name: png for name, png in (("bars.png", chart), ("shots.png", picture)) if png is not None}
     for name, content in contents.items():
@@ -248,9 +258,10 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = ["| " + " | ".join([*labels, "n", *(_escape(heading(c)) for c in columns)]) + " |"]
     lines.append("|" + " --- |" * len(labels) + " ---: |" * (1 + len(columns)))
     for row in rows:
-        cells = [_escape(row.group[name]) for name in labels] + [str(len(row.seeds))]
+        cells = [_escape(row.label(name)) for name in labels] + [str(len(row.seeds))]
         lines.append("| " + " | ".join(cells + [row.show(c) for c in columns]) + " |")
     lines += ["", "Percent; mean ± standard deviation (n - 1) over n seeds.", ""]
+    lines += [f"{_escape(line)}\n" for line in footnotes(rows)]
     lines += [f"- {_escape(line)}" for line in each_seed(rows)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -271,6 +282,11 @@ def as_csv(rows: Sequence[Row]) -> str:
         for what, numbers in (("mean", map(row.mean, columns)), ("sd", map(row.sd, columns))):
             writer.writerow([*group, what, len(row.seeds), *("" if x is None else x for x in numbers), ""])
     return buffer.getvalue()
+
+
+def footnotes(rows: Sequence[Row]) -> list[str]:
+    """What the mark beside a method means, for each data set seen in pretraining."""
+    return [f"{MARK} {line}" for line in dict.fromkeys(line for row in rows for line in row.seen)]
 
 
 def each_seed(rows: Sequence[Row]) -> list[str]:
@@ -301,7 +317,7 @@ def _folders(path: str | Path) -> list[Path]:
 def _print(rows: Sequence[Row], notes: Sequence[str], console: Console) -> None:
     console.print(table(rows))
     console.print("Percent; mean ± standard deviation (n - 1) over n seeds.", style="dim", highlight=False)
-    for line in [*each_seed(rows), *notes]:
+    for line in [*footnotes(rows), *each_seed(rows), *notes]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -320,6 +336,7 @@ def _row(key: tuple[str, ...], seeds: Mapping[Any, Mapping[str, Any]], source: s
         seeds.items(), key=lambda item: (isinstance(item[0], str), str(item[0]).zfill(20))
     ):
         row.seeds.append(seed)
+        row.seen += [line for line in sentences([pair(run)]) if line not in row.seen]
         row.runs.append(str(run.get("run", "")))
         results = run.get("results", {}) if source is None else run[source]
         for column, (_, space, metric) in COLUMNS.items():

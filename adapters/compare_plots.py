@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import jinja2
 
     from .compare import Row
+    from .paper_tables import PaperTable
 
 
 HEADLINES = ("accuracy", "harmonic_mean", "base", "joint", "spearman", "image_auroc")
@@ -41,6 +42,7 @@ def shots_curve(rows: Sequence[Row]) -> bytes | None:
         name = f"{row.group['method']} {row.group['variant']}".strip()
         panel = panels.setdefault(", ".join(row.group[key] for key in differing), {})
         panel.setdefault(name, {})[shots] = (100 * mean, 100 * (row.sd(column) or 0))
+    panels = {name: panel for name, panel in panels.items() if len({s for points in panel.values() for s in points} - {0}) > 1}
     every = sorted({shots for panel in panels.values() for points in panel.values() for shots in points} - {0})
     if len(every) < 2:
         return None
@@ -73,6 +75,8 @@ def _draw_panels(panels: Mapping[str, Curves], every: Sequence[int], label: str)
         axes.set_xscale("log", base=2)
         axes.set_xticks(every, [str(shots) for shots in every])
         axes.minorticks_off()
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -2), min(high, 102))  # a deviation may reach beyond what a share can be
         axes.set_title(plain_text(title), fontsize=10)
         axes.grid(alpha=0.3)
         for side in ("top", "right"):
@@ -150,15 +154,16 @@ def page(
     notes: Sequence[str],
     picture: bytes | None,
     chart: bytes | None = None,
+    papers: Sequence[PaperTable] = (),
 ) -> str:
     """Return the comparison as one HTML page without outside references."""
-    from .compare import LESS_IS_BETTER, each_seed, heading
+    from .compare import LESS_IS_BETTER, each_seed, footnotes, heading
 
     means = {c: [mean for row in rows if (mean := row.mean(c)) is not None] for c in columns}
     best = {c: (min if c in LESS_IS_BETTER else max)(found, default=None) for c, found in means.items()}
     body = [
         {
-            "labels": [row.group[name] for name in labels],
+            "labels": [row.label(name) for name in labels],
             "count": len(row.seeds),
             "cells": [(row.show(c), row.mean(c) is not None and row.mean(c) == best[c]) for c in columns],
         }
@@ -166,6 +171,7 @@ def page(
     ]
     return environment().get_template("compare.html.jinja").render(
         labels=labels, headings=[heading(c) for c in columns], rows=body, seeds=each_seed(rows), notes=notes,
+        footnotes=footnotes(rows), papers=papers,
         picture=base64.b64encode(picture).decode() if picture else None,
         chart=base64.b64encode(chart).decode() if chart else None, most=MOST if len(rows) > MOST else None,
     )  # fmt: skip

@@ -6,9 +6,10 @@ of the command line. `method=x`, `data=x`, `trainer=x` change what a file extend
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -166,9 +167,8 @@ def _expand_shorthands(tree: Section) -> Section:
     return tree
 
 
-def _swap(layers: list[Layer], section: str, word: str, near: Path) -> tuple[list[Layer], list[str]]:
-    """Replace the parents of a section by the recipe `section/word`; drop the recipe's own keys under it."""
-    new = _parents_for(section, word, near)
+def _swap(layers: list[Layer], section: str, word: str, new: list[Layer]) -> tuple[list[Layer], list[str]]:
+    """Replace the parents of a section by `new`, those of `section/word`; drop the recipe's own keys under it."""
     at = next((i for i, layer in enumerate(layers) if section in layer.families), len(layers) - 1)
     before = [layer for layer in layers[:at] if section not in layer.families]
     after = [layer for layer in layers[at:] if section not in layer.families]
@@ -291,10 +291,11 @@ def compose(name: str, overrides: Sequence[str] = ()) -> list[Composed]:
     cases = read_cases(own.get("cases"))
     cells = grid(words(read_grid(own.get("grid")), overrides))
     varied = {key for key in (k for k, _ in cells[0]) if len({dict(cell)[key] for cell in cells}) > 1}
+    parents = functools.cache(functools.partial(_parents_for, near=path.parent))  # read once for all cells
     result = []
     for cell in cells:
         fitting = [case.settings for case in cases if case.fits(dict(cell))]
-        tree, notes = _apply(layers, cell, path.parent, fitting)
+        tree, notes = _apply(layers, cell, parents, fitting)
         values = {k: _grid_value(v) for k, v in cell if k in varied}
         result.append(Composed(path.stem, tree, tuple(notes), tuple(f"{k}={v}" for k, v in cell), values))
     return result
@@ -309,9 +310,15 @@ def _without(tree: Section, keys: Sequence[str]) -> Section:
 
 
 def _apply(
-    layers: list[Layer], cell: Sequence[tuple[str, str]], near: Path, settings: Sequence[Section] = ()
+    layers: list[Layer],
+    cell: Sequence[tuple[str, str]],
+    parents: Callable[[str, str], list[Layer]],
+    settings: Sequence[Section] = (),
 ) -> tuple[Section, list[str]]:
-    """Merge the layers of a cell, then the recipe's settings for it, then the cell's own values."""
+    """Merge the layers of a cell, then the recipe's settings for it, then the cell's own values.
+
+    `parents` gives the layers that a word like `method=coop` brings in.
+    """
     notes: list[str] = []
     over = Section({}, COMMAND_LINE)
     for own in settings:
@@ -322,7 +329,7 @@ def _apply(
             hint = " Write data.augment=none for no augmentation." if key == "data.augment" else ""
             raise RecipeError(f"{COMMAND_LINE}: {key}={value} names nothing.{hint}")
         if isinstance(node, Scalar) and key in SWAPPED:
-            layers, more = _swap(layers, key, node.text, near)
+            layers, more = _swap(layers, key, node.text, parents(key, node.text))
         elif isinstance(node, Scalar) and key == "backbone":
             layers, more = _drop(layers, key, node.text)
         else:

@@ -31,7 +31,7 @@ from .sections import (
     choice,
     number,
 )
-from .validate import build
+from .validate import Parts, build
 
 __all__ = [
     "BackboneConfig",
@@ -180,7 +180,8 @@ def load(name_or_path: str, overrides: Sequence[str] = ()) -> list[Recipe]:
     Raises:
         RecipeError: a sentence, with file and line where there is one.
     """
-    return [_check(composed) for composed in compose(str(name_or_path), overrides)]
+    parts = Parts()
+    return [_check(composed, parts) for composed in compose(str(name_or_path), overrides)]
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -191,8 +192,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     return recipes[0]
 
 
-def _check(composed: Composed) -> Recipe:
-    """Turn one composed tree into a checked recipe."""
+def _check(composed: Composed, parts: Parts) -> Recipe:
+    """Turn one composed tree into a checked recipe; `parts` is shared by the cells of a grid."""
     tree = composed.tree
     if "name" in tree.items and "run" not in tree.items:
         raise RecipeError(f"{tree.keys['name']}: Key 'name' is not in a recipe. Did you mean: 'run.name'?")
@@ -206,8 +207,7 @@ def _check(composed: Composed) -> Recipe:
     scalars: dict[str, Node] = {k: v for k, v in method.items.items() if isinstance(v, Scalar)}
     plain, further = take_out(tree)
     items = {**plain.items, "method": Section(scalars, method.origin, method.keys)}
-    root = dataclasses.make_dataclass("Root", _root_fields(schema, continual))
-    filled: Any = build(root, Section(items, tree.origin, tree.keys))
+    filled: Any = parts.build(_root_fields(schema, continual), Section(items, tree.origin, tree.keys))
     values = {key: getattr(filled, key) for key in _ORDER}
     values["method"] = {
         k: filled.method[k] if k in scalars else plain_data(v) for k, v in method.items.items()

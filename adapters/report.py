@@ -21,6 +21,7 @@ SPACES = {
     "base": ("Base classes", "classes it was trained on; only they are possible answers"),
     "new": ("New classes", "classes it never saw in training; only they are possible answers"),
     "joint": ("Base and new together", "every class is a possible answer"),
+    "task:": ("All data sets of the stream", "only the classes of its own data set are possible answers"),
 }
 _ELSEWHERE = {"other": "Other data: ", "shift": "Same classes, other images: "}
 _BARS, _MATRIX, _MISTAKES, _PAIRS = 60, 40, 12, 12
@@ -72,7 +73,9 @@ def render(
     # the space in which every class may be answered says most; predictions of one space only, so images count once
     have = {row["space"] for row in predictions} or set(metrics["results"])
     space = next((s for s in ("all", "joint", "base", "new") if s in have), "all")
-    shown = [row for row in predictions if row["space"] == space]
+    if space not in have and any(s.startswith("task:") for s in have):  # an image belongs to one task
+        space = "task:"
+    shown = [row for row in predictions if row["space"] == space or (space == "task:" and row["space"].startswith(space))]
     texts = {row["class"]: row["text"] or row["class"] for row in classes}
     wrong = sorted((row for row in shown if not is_right(row)), key=lambda row: -_number(row["probability"]))
     find = thumbnail or _finder(source)
@@ -156,6 +159,8 @@ def _headline(metrics: Mapping[str, Any], wrong: Sequence[Row], shown: Sequence[
 def _title(space: str) -> str:
     """Name of a label space: one of the protocol's, or further data ("other:NAME", "shift:NAME")."""
     kind, _, name = space.partition(":")
+    if kind == "task":
+        return name
     return _ELSEWHERE[kind] + name if kind in _ELSEWHERE else SPACES.get(space, (space, ""))[0]
 
 

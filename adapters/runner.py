@@ -33,6 +33,7 @@ from .module import AdaptationModule
 from .ranks import LateLoader, leave_group, rank, ready_to_train, shared_run_dir
 from .recipe import Recipe
 from .runs import new_run_dir
+from .seen import data_name
 from .session import Session, prepare, seed_everything, training_precision
 from .tasks import task_of
 from .transfer import facts, ready
@@ -359,7 +360,7 @@ def metrics_of(session: Session, data: Any, manifest: dict[str, Any], spaces: Sp
         "seed": recipe.seed,
         "cell": recipe.cell,
         "shots": recipe.data.shots,
-        "data": getattr(recipe.data, "dataset", None) or recipe.data.name,
+        "data": data_name(recipe.data),
         "split_hash": manifest["hash"],
         "trainable_parameters": sum(p.numel() for p in adapter.learnable()),
         "selected": adapter.selected,

@@ -18,6 +18,7 @@ from .classes import ClassSet
 from .errors import NeedsImages, RecipeError, nearest
 from .precision import bf16_problem
 from .sections import PROTOCOLS
+from .seen import data_name, sentences
 from .streams import (
     Plan,
     check_method,
@@ -165,7 +166,9 @@ def prepare(recipe: Recipe) -> Session:
     kind = "instructions" if adapter.task == "ordering" else "class names"
     cut = plan.stream.report if plan is not None else []
     about = [*unseen_names(backbone, classes, kind), *about_words, *precision_notes(recipe)]
-    session.notes = [*data.report, *cut, *about, *notes]
+    sections = [recipe.data, *recipe.evaluate.others.values(), *recipe.evaluate.shift.values()]
+    known = sentences((backbone.spec.name, data_name(section)) for section in sections)
+    session.notes = [*data.report, *cut, *known, *about, *notes]
     if len(classes) == 1 and adapter.task == "classification":
         session.notes.append(f"'{classes.names[0]}' is the only class: every answer is right, whatever is learned.")
     return session

@@ -6,11 +6,12 @@ texts (class names, templates, domains) never pass through it: they stay as writ
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -59,6 +60,54 @@ def build(cls: type[T], section: Section, path: str = "", around: Mapping[str, A
         setattr(target, last, value)
     _check_metadata(result, path, filler.origins)
     return typing.cast(T, result)
+
+
+class Parts:
+    """Fills recipes section by section, each distinct section once: the cells of a grid share most of them."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, Any] = {}
+
+    def build(self, fields: Sequence[tuple[str, Any, Any]], section: Section) -> Any:
+        """What `build` gives for a dataclass of these fields (name, type, default), and its errors.
+
+        All sections are filled at once where a `${...}` may lead from one to another, or one has a mistake: of several
+        mistakes the first in the file is named.
+        """
+        if not _refers(section) and section.items.keys() <= {name for name, *_ in fields}:
+            try:
+                return self._apart(fields, section)
+            except RecipeError:
+                pass
+        return build(dataclasses.make_dataclass("Root", fields), section)
+
+    def _apart(self, fields: Sequence[tuple[str, Any, Any]], section: Section) -> Any:
+        parts = {}
+        for field in fields:
+            name = field[0]
+            own = {name: section.items[name]} if name in section.items else {}
+            key = (name, field[1], _content(Section(own)))
+            if key not in self._made:
+                holder = dataclasses.make_dataclass("Part", [field])
+                self._made[key] = getattr(build(holder, Section(own, section.origin, section.keys)), name)
+            parts[name] = copy.deepcopy(self._made[key])
+        return types.SimpleNamespace(**parts)
+
+
+def _content(node: Node) -> Any:
+    """What a node says, hashable, without its places."""
+    if isinstance(node, Scalar):
+        return node.text, node.plain
+    if isinstance(node, Items):
+        return tuple(map(_content, node.items))
+    return tuple((key, _content(value)) for key, value in node.items.items())
+
+
+def _refers(node: Node) -> bool:
+    """Whether any text in a node has a `${`."""
+    if isinstance(node, Scalar):
+        return "${" in node.text
+    return any(map(_refers, node.items if isinstance(node, Items) else node.items.values()))
 
 
 class _Filler:

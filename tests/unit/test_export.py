@@ -110,14 +110,15 @@ TUNERS = [{"use_dora": True}, {"type": "LOHA"}, {"type": "LOKR"}, {"type": "IA3"
 @pytest.mark.parametrize("options", TUNERS, ids=str)
 def test_peft_of_other_tuners_loads_in_a_clip_model(tiny, tmp_path, options):
     """`export` reads the written folder with transformers and peft alone before it counts."""
-    adapter = save(tiny, tmp_path, "lora", targets=["q", "v", "proj"], layers=[-1], rank=4, peft=options)
+    spread = 0.3 if options.get("type", "IA3") == "IA3" else 5.0  # products of small numbers change little
+    adapter = save(tiny, tmp_path, "lora", spread, targets=["q", "v", "proj"], layers=[-1], rank=4, peft=options)
     folder, parity = export(tmp_path, "peft")
     assert parity.difference < 1e-4 and parity.same == 32
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["peft_type"] == options.get("type", "LORA") and config.get("use_dora", False) == ("use_dora" in options)
     plain = save(tiny, tmp_path / "plain")
     images = export_parity.proof_images(adapter)
-    assert (export_parity.answers(adapter, images) - export_parity.answers(plain, images)).abs().max() > 1e-2
+    assert (export_parity.answers(adapter, images) - export_parity.answers(plain, images)).abs().max() > 1e-3
     if "use_dora" in options:
         label, probability = run_card(folder).rsplit(maxsplit=1)
         own = answer(tmp_path, folder)
@@ -180,6 +181,19 @@ def test_weights_as_a_table(tiny, tmp_path):
     label, probability = run_card(folder, blocked=False).rsplit(maxsplit=1)
     own = answer(tmp_path, folder)
     assert label == own.label and float(probability) == pytest.approx(own.probability, abs=1e-5)
+
+
+def test_great_scores_that_almost_cancel_keep_their_digits(tiny, tmp_path):
+    """GDA's Gaussian scores are differences of far greater numbers: a table of its weights still agrees closely."""
+    kind = adapters.find("gda")
+    adapter = kind(adapters.config_class(kind)(alpha=10.0)).setup(tiny, CLASSES)
+    with torch.no_grad():
+        views = tiny.encode_image(export_parity.proof_images(adapter), normalize=False).float()[:, None]
+    adapter.fit_closed_form([{"views": views, "label": torch.arange(len(views)) % 3}])
+    adapter.select([])
+    artifact.save(adapter.eval(), tmp_path, {})
+    _, parity = export(tmp_path, "weights")
+    assert parity.scale > 50 and parity.difference < 1e-4 and parity.same == 32
 
 
 @pytest.mark.parametrize("target", ["adapter", "hub-folder"])

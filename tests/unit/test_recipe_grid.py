@@ -1,6 +1,7 @@
 """`grid` and `cases`: a recipe that stands for many runs."""
 
 import pytest
+import yaml
 from limpet import recipe
 from limpet.datamodules.benchmarks import facts
 from limpet.errors import RecipeError
@@ -48,6 +49,27 @@ def test_the_command_line_replaces_values_of_the_grid_and_overrules_cases(write)
     assert one.trainer.epochs == 7 and one.cell == {}
 
 
+@pytest.mark.parametrize("more", ["", "run: {name: 'seed${seed}'}\n"])
+def test_cells_are_what_they_are_alone(write, more):
+    """What cells of a grid share is read once; none of it may pass from one to another."""
+    name = write(RECIPE + more)
+    cells = recipe.load(name, ["seed=2,3"])
+    for cell in cells[::3]:
+        alone = recipe.load_recipe(name, cell.overrides)
+        assert (cell.to_dict(), cell.origins, cell.notes) == (alone.to_dict(), alone.origins, alone.notes)
+    cells[0].data.augment.scale.append("changed")
+    assert not any("changed" in cell.data.augment.scale for cell in cells[1:])
+    assert {cell.name for cell in cells} == ({"seed2", "seed3"} if more else {"mine"})
+
+
+def test_a_grid_reads_each_file_once(write, monkeypatch):
+    read = []
+    parse = yaml.compose
+    monkeypatch.setattr(yaml, "compose", lambda text, **how: read.append(text) or parse(text, **how))
+    assert len(recipe.load(write(RECIPE))) == 12
+    assert len(read) == len(set(read)) + 1  # the method that the recipe extends is one of the grid's, too
+
+
 def test_a_cell_reads_back_from_its_run_folder(write, tmp_path):
     cell = recipe.load(write(RECIPE))[-1]
     (tmp_path / "run").mkdir()
@@ -62,6 +84,7 @@ def test_a_cell_reads_back_from_its_run_folder(write, tmp_path):
         ("grid: {seed: []}", "empty list"),
         ("grid: {seed: {a: 1}}", "can vary"),
         ("grid: {sede: [1, 2]}", "sede"),
+        ("seed: -1\noptim: {lr: fast}\ndata: {shots: [1]}", "yaml:3: optim.lr must be"),
         ("cases: {when: {}}", "'cases' is a list"),
         ("cases: [{when: {seed: 1}}]", "when and set"),
         ("cases: [{when: {}, set: {trainer.epoch: 3}}]", "Did you mean.*epochs"),
@@ -76,14 +99,14 @@ def test_packaged_benchmarks_follow_the_papers():
     folder = recipe.packaged_folder() / "benchmarks"
     eleven = facts.read_json("data_sets.json")["few_shot_11"]
     sizes = {path.stem: len(recipe.load(f"benchmarks/{path.stem}")) for path in folder.glob("*.yaml")}
-    assert sizes == {"few_shot_11": 1485, "base_to_new": 231, "cross_dataset": 15, "domain_generalisation": 15, "cifar100": 90}
+    assert sizes == {"few_shot_11": 1485, "base_to_new_11": 231, "cross_dataset": 15, "domain_generalisation": 15, "cifar100": 90}
     few = recipe.load("benchmarks/few_shot_11", ["seed=1"])
     assert {c.data.dataset for c in few} == set(eleven) and {c.data.sampling for c in few} == {"dassl"}
     epochs = {(c.data.dataset, c.data.shots): c.trainer.epochs for c in few if c.cell["method"] == "coop"}
     for name in eleven:  # CoOp's epochs by shots
         wanted = [50] * 5 if name == "imagenet" else [50, 100, 100, 200, 200]
         assert [epochs[name, shots] for shots in (1, 2, 4, 8, 16)] == wanted
-    base = recipe.load("benchmarks/base_to_new", ["seed=1"])
+    base = recipe.load("benchmarks/base_to_new_11", ["seed=1"])
     assert {c.protocol for c in base} == {"base_to_new"} and {c.data.shots for c in base} == {16}
     assert {c.cell["method"]: c.trainer.epochs for c in base if c.data.dataset == "dtd"} == {
         "zero_shot": 0, "coop": 200, "cocoop": 10, "kgcoop": 100, "maple": 5, "promptsrc": 20, "gda_base_to_new": 0,

@@ -162,3 +162,12 @@ def test_damaged_table_is_named(tmp_path):
     (folder / "predictions.csv").write_text("path,label\na,b\n")
     with pytest.raises(RunError, match=r"predictions\.csv has no column 'predicted'"):
         report.write_report(folder)
+
+
+def test_a_stream_of_data_sets_shows_the_answers_of_all_of_them(tmp_path):
+    folder = make(tmp_path / "run", ("task:birds", "task:fish"))
+    text, page = read(folder)
+    wrong = [row for row in csv.DictReader((folder / "predictions.csv").open(newline="")) if row["correct"] == "0"]
+    assert {row["space"] for row in wrong} == {"task:birds", "task:fish"}
+    assert f"{len(wrong)}" in page.words and "of 80 test images" in text
+    assert "All data sets of the stream" in text and "task:" not in text and "birds" in page.words
