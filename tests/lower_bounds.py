@@ -2,7 +2,7 @@
 
 python tests/lower_bounds.py [--python python3.11] [--folder .venv-lowest] [--extra test] [PYTEST ARGUMENTS]
 
-`uv` resolves to the lowest versions, where it is installed; else pip gets each bound as `==`. Without pytest arguments
+`uv` resolves to the lowest versions, where it is installed; else pip gets each bound's series (>=2.6,<2.7). Without pytest arguments
 all tests run; `tests/unit/test_recipe_compose.py -q` is a first look.
 """
 
@@ -28,8 +28,14 @@ def bounds(extra: str) -> list[str]:
         name = re.match(r"[\w.-]+", requirement)
         lowest = re.search(r">=\s*([\w.]+)", requirement)
         assert name is not None
-        pins.append(f"{name[0]}=={lowest[1]}" if lowest else requirement)
+        pins.append(f"{name[0]}>={lowest[1]},<{_next(lowest[1])}" if lowest else requirement)
     return pins
+
+
+def _next(version: str) -> str:
+    """The series behind a bound: its first release may have been withdrawn, as setuptools 77.0.0 was."""
+    *head, last = [int(part) for part in version.split(".")]
+    return f"{last}.1" if not head else ".".join(map(str, [*head, last + 1]))
 
 
 def run(*command: str | Path) -> None:
