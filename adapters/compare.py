@@ -177,7 +177,7 @@ def table(rows: Sequence[Row], title: str = "") -> Table:
 
     result = Table(title=title or None)
     labels, columns = _labels(rows), [c for c in _columns(rows) if c not in _WIDE]
-    if "stream_last" in columns:  # Last is the accuracy of a stream
+    if all(row.values.get("stream_last") for row in rows if row.values.get("accuracy")):  # Last is the accuracy of a stream
         columns = [c for c in columns if c not in ("accuracy", "balanced_accuracy", "macro_f1")]
     for name in labels:
         longest = max(len(row.label(name)) for row in rows)

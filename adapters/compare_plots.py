@@ -42,6 +42,7 @@ def shots_curve(rows: Sequence[Row]) -> bytes | None:
         name = f"{row.group['method']} {row.group['variant']}".strip()
         panel = panels.setdefault(", ".join(row.group[key] for key in differing), {})
         panel.setdefault(name, {})[shots] = (100 * mean, 100 * (row.sd(column) or 0))
+    panels = {name: panel for name, panel in panels.items() if len({s for points in panel.values() for s in points} - {0}) > 1}
     every = sorted({shots for panel in panels.values() for points in panel.values() for shots in points} - {0})
     if len(every) < 2:
         return None
@@ -74,6 +75,8 @@ def _draw_panels(panels: Mapping[str, Curves], every: Sequence[int], label: str)
         axes.set_xscale("log", base=2)
         axes.set_xticks(every, [str(shots) for shots in every])
         axes.minorticks_off()
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -2), min(high, 102))  # a deviation may reach beyond what a share can be
         axes.set_title(plain_text(title), fontsize=10)
         axes.grid(alpha=0.3)
         for side in ("top", "right"):

@@ -14,12 +14,14 @@ from . import files
 
 SHOWN = 240  # pictures on a sheet; of more, as many are taken at equal steps
 _CELL, _TEXT, _ACROSS = 112, 30, 10
-STYLE = """body{font-family:system-ui,sans-serif;margin:2rem;max-width:76rem;color:#222;background:#fff}
-h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse}
-td,th{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}
+STYLE = """:root{color-scheme:light dark;--paper:#fff;--ink:#1d2429;--soft:#5b6871;--line:#d9e0e4;--card:#f0f3f5;--bad:#b00020}
+@media (prefers-color-scheme:dark){:root{--paper:#14191d;--ink:#e6ecef;--soft:#9fadb6;--line:#303a41;--card:#1c2328;--bad:#ef8e78}}
+body{font-family:system-ui,sans-serif;margin:2rem;max-width:76rem;color:var(--ink);background:var(--paper)}
+h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2rem}table{border-collapse:collapse;display:block;overflow-x:auto}
+td,th{padding:.25rem .7rem;text-align:right;border-bottom:1px solid var(--line)}td:first-child,th:first-child{text-align:left}
 .sheet{display:flex;flex-wrap:wrap;gap:.5rem}figure{margin:0;width:7rem;font-size:.72rem;overflow-wrap:anywhere}
-figure img{width:7rem;height:7rem;object-fit:contain;background:#eee}figcaption b{font-size:.85rem}.bad b{color:#b00020}
-p.note{color:#555}"""
+figure img{width:7rem;height:7rem;object-fit:contain;background:var(--card)}figcaption b{font-size:.85rem}.bad b{color:var(--bad)}
+p.note{color:var(--soft)}"""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def page(title: str, sections: Sequence[tuple[str, str, Sequence[Picture]]], fin
         parts.append("</div>")
     body = "\n".join(parts)
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title>'
         f"<style>{STYLE}</style></head><body>{body}</body></html>\n"
     )
 

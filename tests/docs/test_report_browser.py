@@ -9,7 +9,7 @@ import shutil
 import subprocess
 
 import pytest
-from limpet import compare, report
+from limpet import compare, contact_sheet, report
 from limpet.report_parts import Picture
 from PIL import Image
 from rich.console import Console
@@ -103,6 +103,20 @@ def test_the_report_is_shown_in_light_and_dark(browser, run, dark, paper):
 @pytest.mark.slow
 def test_the_report_fits_a_narrow_window(browser, run):
     assert browser(run / "report.html", width=600)["wide"] <= 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dark", "paper"), [(False, (255, 255, 255)), (True, (20, 25, 29))])
+def test_sheets_of_pictures_are_shown_in_light_and_dark(browser, tmp_path, dark, paper):
+    """Ordering, regions and search share this page."""
+    pictures = [contact_sheet.Picture(n, f"{n}.png", "value 1", "score 2", n == 2) for n in (1, 2)]
+    wide = f"<table><tr>{'<td>0.123 (0.10-0.14)</td>' * 9}</tr></table>"
+    text = contact_sheet.page("Order", [("Found", "Greatest first.", pictures)], lambda path: Image.new("RGB", (64, 48)), wide)
+    (tmp_path / "sheet.html").write_text(text, encoding="utf-8")
+    found = browser(tmp_path / "sheet.html", dark, width=600)
+    assert found["images"] == 2 and found["broken"] == 0 and found["loaded"] == 0 and found["wide"] <= 0
+    background, ink = (tuple(map(int, re.findall(r"\d+", found[key])[:3])) for key in ("paper", "ink"))
+    assert background == paper and abs(sum(background) - sum(ink)) > 400, "ink can be read on paper"
 
 
 @pytest.mark.slow

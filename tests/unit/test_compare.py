@@ -179,6 +179,15 @@ def test_of_forgetting_the_least_is_the_best(tmp_path):
     assert '<td class="best">10.0</td>' in page and '<td>30.0</td>' in page
 
 
+def test_a_stream_beside_other_runs_hides_no_accuracy(tmp_path):
+    write(tmp_path / "a", "coop", accuracy=0.8)
+    write(tmp_path / "b", "gda", accuracy=0.6, recipe="arriving", shots=4, continual={"last": 0.5})
+    console = Console(file=io.StringIO(), width=160)
+    compare.compare([tmp_path], tmp_path / "out", console)
+    assert "Accuracy" in console.file.getvalue() and "80.0" in console.file.getvalue() and "Last" in console.file.getvalue()
+    assert not (tmp_path / "out" / "shots.png").exists()  # each recipe has one number of shots: no curve
+
+
 def test_no_torch_is_imported(runs):
     code = (
         "import sys; from limpet import compare\n"

@@ -183,6 +183,19 @@ def test_weights_as_a_table(tiny, tmp_path):
     assert label == own.label and float(probability) == pytest.approx(own.probability, abs=1e-5)
 
 
+def test_great_scores_that_almost_cancel_keep_their_digits(tiny, tmp_path):
+    """GDA's Gaussian scores are differences of far greater numbers: a table of its weights still agrees closely."""
+    kind = adapters.find("gda")
+    adapter = kind(adapters.config_class(kind)(alpha=10.0)).setup(tiny, CLASSES)
+    with torch.no_grad():
+        views = tiny.encode_image(export_parity.proof_images(adapter), normalize=False).float()[:, None]
+    adapter.fit_closed_form([{"views": views, "label": torch.arange(len(views)) % 3}])
+    adapter.select([])
+    artifact.save(adapter.eval(), tmp_path, {})
+    _, parity = export(tmp_path, "weights")
+    assert parity.scale > 50 and parity.difference < 1e-4 and parity.same == 32
+
+
 @pytest.mark.parametrize("target", ["adapter", "hub-folder"])
 def test_the_adapter_itself_is_loaded_again(tiny, tmp_path, target):
     save(tiny, tmp_path, "coop", spread=0.01)
