@@ -104,3 +104,5 @@ def test_compare_prints_and_writes_them_and_keeps_data_sets_apart(tmp_path):
     zero = [line for line in text.splitlines() if "zero_shot" in line]
     assert len(zero) == 2 and any("25.0" in line for line in zero) and any("40.0" in line for line in zero)
     assert "| dtd | 50.00 (69.87) |" in (tmp_path / "out" / "papers.md").read_text()
+    page = (tmp_path / "out" / "compare.html").read_text()
+    assert "50.00 (69.87)</td>" in page and page.count("In brackets: published") == 1
