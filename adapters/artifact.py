@@ -154,7 +154,7 @@ def load_info(path: str | Path, version: int | None = None) -> dict[str, Any]:
     }.items():
         if not isinstance(info.get(section), dict) or any(key not in info[section] for key in keys):
             raise ArtifactError(f"{file} is damaged: its section {section!r} is missing or incomplete.")
-    for place in (info["method"]["config"], info["backbone"]["spec"]):
+    for place in (info["method"]["config"], info["backbone"]["spec"], info.get("info") or {}):
         if not isinstance(place, dict):
             raise ArtifactError(f"{file} is damaged: a section that should hold keys and values does not.")
     if not isinstance(info["method"]["name"], str) or not info["method"]["name"]:
