@@ -166,6 +166,7 @@ def _print_sources(sources: Sequence[Source]) -> None:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("data", "classes", "training pool", "test"):
         table.add_column(column, justify="left" if column == "data" else "right")
+    sources = list(dict.fromkeys(sources))  # cells that differ in templates alone read the same images
     for source in sources:
         if not source.missing:
             table.add_row(source.title, str(source.classes), str(source.pool), str(source.test))

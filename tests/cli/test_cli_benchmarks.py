@@ -17,7 +17,7 @@ def root(tmp_path_factory, fakes):
 
 
 def test_check_of_a_grid_gives_cells_data_and_time(limpet, root):
-    words = [f"data.root={root}", *TINY, "method=zero_shot,coop", "data.dataset=dtd,food101", "seed=1"]
+    words = [f"data.root={root}", *TINY, "method=kgcoop,coop", "data.dataset=dtd,food101", "seed=1"]
     out = limpet("check", "benchmarks/few_shot_11", *words, "data.shots=1,2")
     flat = " ".join(out.split())
     assert "few_shot_11: 8 cells, 0 of them finished" in flat
@@ -25,6 +25,7 @@ def test_check_of_a_grid_gives_cells_data_and_time(limpet, root):
     assert "estimated time on this machine" in flat and "4 cells cannot run before" in flat
     row = next(line for line in out.splitlines() if line.split()[:1] == ["coop"])
     assert row.split()[1] == "2" and "ms" in row
+    assert [line.split()[0] for line in out.splitlines() if line.startswith(" dtd ")] == ["dtd"]  # two templates, one data set
     assert not Path("runs").exists()
 
 
