@@ -15,7 +15,7 @@ from .callbacks.cross_dataset import OTHER, measure_targets
 from .callbacks.shift import SHIFT
 from .classes import ClassSet
 from .errors import RunError
-from .features import CachedFeatures
+from .features import as_read
 from .grow import names_now
 from .more_measures import measure_more
 from .more_measures import show as show_more
@@ -133,13 +133,8 @@ class Part:
             check_retrieval(recipe, type(adapter), data)
         suit(data, adapter)
         set_transforms(data, adapter.backbone)
-        self.images = self.data = data
-        needs = adapter.needs(adapter.config, adapter.backbone.spec)
-        if needs != "images":
-            layer = "tokens" if needs == "patches" else "output"
-            block = adapter.token_block(adapter.config, adapter.backbone.spec)
-            augment = recipe.data.augment
-            self.data = CachedFeatures(data, adapter.backbone, augment, recipe.seed, views=0, layer=layer, block=block)
+        self.images = data
+        self.data = as_read(adapter, data, recipe.data.augment, recipe.seed, views=0)
         self.named = UnderPresentNames(self.data, now)
 
     def say(self, adapter: Adapter) -> None:

@@ -26,10 +26,20 @@ from .image_keys import image_keys
 from .progress import Progress
 from .tokens import image_token_features, token_shape
 
-__all__ = ["CachedFeatures", "cache_dir", "cache_size", "clear_cache"]
+__all__ = ["CachedFeatures", "as_read", "cache_dir", "cache_size", "clear_cache"]
 
 _LEAST = 16  # images in a forward pass: products of fewer rows may take another path, and round otherwise
 _FORMAT = 1  # of the cached values; raised whenever the same image would give another feature
+
+
+def as_read(adapter: Any, data: Any, augment: Any, seed: int, views: int) -> Any:
+    """A data module as an adapter reads it: frozen features or tokens in place of images where these are all it needs."""
+    spec = adapter.backbone.spec
+    needs = adapter.needs(adapter.config, spec)
+    if needs == "images":
+        return data
+    layer, block = "tokens" if needs == "patches" else "output", adapter.token_block(adapter.config, spec)
+    return CachedFeatures(data, adapter.backbone, augment, seed, views=views, layer=layer, block=block)
 
 
 class CachedFeatures:

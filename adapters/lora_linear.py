@@ -32,7 +32,7 @@ def keep_mask(shape: torch.Size, dropout: float, device: torch.device) -> tuple[
         return torch.empty(shape, dtype=torch.bool, device=device).bernoulli_(1 - dropout), 1 - dropout
     kind, levels = (torch.uint8, 256) if (dropout * 256).is_integer() else (torch.int16, 65536)
     below = min(round(dropout * levels), levels - 1)
-    count, each = shape.numel(), 8 * 256 // levels if levels == 256 else 4
+    count, each = shape.numel(), torch.int64.itemsize // kind.itemsize
     words = torch.empty(-(-count // each), dtype=torch.int64).random_(-(2**63), None)
     bits = words.view(kind)[:count].view(shape)
     return bits >= (below if levels == 256 else below - levels // 2), 1 - below / levels

@@ -103,33 +103,31 @@ def _forms(config: RetrievalConfig, train: Embedded | None) -> Iterator[tuple[st
 def embed_all(adapter: Adapter, data: Any, split: str, kinds: Sequence[str], crop_share: float = 0.7) -> dict[str, Embedded]:
     """The images of a split as vectors of several poolings; those of the patches share one pass over the images."""
     patches = [kind for kind in kinds if kind in PATCHES]
-    found = {kind: embed(adapter, data, split, kind, crop_share) for kind in kinds if kind not in patches}
-    vectors: dict[str, list[NDArray[np.float64]]] = {kind: [] for kind in patches}
-    labels, paths = [], []
-    for batch in batches(adapter, data, split, "patches") if patches else ():
-        for kind, value in pooled_patches(adapter, batch, patches).items():
-            vectors[kind].append(value.double().cpu().numpy())
-        labels.append(batch["label"].cpu().numpy())
-        paths += list(batch["path"])
-    for kind, parts in vectors.items():
-        found[kind] = Embedded(np.concatenate(parts), np.concatenate(labels), paths) if parts else _nothing()
+    found: dict[str, Embedded] = {}
+    for together in [[kind] for kind in kinds if kind not in PATCHES] + ([patches] if patches else []):
+        found |= _one_pass(adapter, data, split, together, crop_share)
     return found
 
 
-def _nothing() -> Embedded:
-    return Embedded(np.zeros((0, 1)), np.zeros(0, np.int64), [])
+def _one_pass(adapter: Adapter, data: Any, split: str, kinds: Sequence[str], crop_share: float) -> dict[str, Embedded]:
+    """Several poolings of the patches, or a single other one."""
+    first, of_patches = kinds[0], kinds[0] in PATCHES
+    vectors: dict[str, list[NDArray[np.float64]]] = {kind: [] for kind in kinds}
+    labels, paths = [], []
+    for batch in batches(adapter, data, split, "patches" if of_patches else first, crop_share):
+        values = pooled_patches(adapter, batch, kinds) if of_patches else {first: pooled(adapter, batch, first)}
+        for kind, value in values.items():
+            vectors[kind].append(value.double().cpu().numpy())
+        labels.append(batch["label"].cpu().numpy())
+        paths += list(batch["path"])
+    if not labels:
+        return {kind: Embedded(np.zeros((0, 1)), np.zeros(0, np.int64), []) for kind in kinds}
+    return {kind: Embedded(np.concatenate(parts), np.concatenate(labels), paths) for kind, parts in vectors.items()}
 
 
 def embed(adapter: Adapter, data: Any, split: str, kind: str, crop_share: float = 0.7) -> Embedded:
     """The images of a split as vectors of one pooling, in the order of the data; unreadable ones are left out and noted."""
-    vectors, labels, paths = [], [], []
-    for batch in batches(adapter, data, split, kind, crop_share):
-        vectors.append(pooled(adapter, batch, kind).double().cpu().numpy())
-        labels.append(batch["label"].cpu().numpy())
-        paths += list(batch["path"])
-    if not vectors:
-        return _nothing()
-    return Embedded(np.concatenate(vectors), np.concatenate(labels), paths)
+    return embed_all(adapter, data, split, [kind], crop_share)[kind]
 
 
 def batches(adapter: Adapter, data: Any, split: str, kind: str, crop_share: float = 0.7) -> Iterator[Mapping[str, Any]]:

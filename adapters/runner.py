@@ -25,7 +25,7 @@ from .callbacks.progress import TrainingProgress
 from .callbacks.provenance import environment
 from .callbacks.shift import SHIFT
 from .errors import LimpetError, RecipeError, RunError
-from .features import CachedFeatures
+from .features import CachedFeatures, as_read
 from .images_with_features import ImagesWithFeatures
 from .interpolation import post_step
 from .loggers import log_results, named, open_loggers
@@ -186,14 +186,8 @@ def thumbnails(session: Session) -> Callable[[str], Any]:
 
 def with_features(session: Session, adapter: Adapter | None = None) -> Any:
     """The data module, with frozen features or tokens in place of images where the method reads only those."""
-    adapter = adapter or session.adapter
-    needs = adapter.needs(adapter.config, session.backbone.spec)
-    if needs == "images":
-        return session.data
-    recipe, layer = session.recipe, "tokens" if needs == "patches" else "output"
-    block = adapter.token_block(adapter.config, session.backbone.spec)
-    views, augment = recipe.data.augment.views, recipe.data.augment
-    return CachedFeatures(session.data, session.backbone, augment, recipe.seed, views=views, layer=layer, block=block)
+    augment = session.recipe.data.augment
+    return as_read(adapter or session.adapter, session.data, augment, session.recipe.seed, augment.views)
 
 
 def frozen(session: Session, data: Any) -> Any:

@@ -155,6 +155,13 @@ def collate(items: Sequence[Item]) -> dict[str, Any]:
     return batch
 
 
+def process() -> tuple[int, int]:
+    """Number of this process among those that train together, and how many they are; (0, 1) without a group."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
 class EpochSampler(DistributedSampler[Any]):
     """An order that depends on (seed, epoch) alone, dealt out to processes where there are several.
 
@@ -162,13 +169,8 @@ class EpochSampler(DistributedSampler[Any]):
     """
 
     def __init__(self, dataset: ImageDataset, seed: int, shuffle: bool) -> None:
-        spread = torch.distributed.is_available() and torch.distributed.is_initialized()
-        super().__init__(
-            dataset,
-            num_replicas=torch.distributed.get_world_size() if spread else 1,
-            rank=torch.distributed.get_rank() if spread else 0,
-            shuffle=shuffle,
-        )
+        rank, ranks = process()
+        super().__init__(dataset, num_replicas=ranks, rank=rank, shuffle=shuffle)
         self._images = dataset
         self._order_seed = seed
 

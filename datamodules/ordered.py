@@ -18,7 +18,7 @@ from .configs import DataConfig
 from .errors import DataError, nearest
 from .fewshot import digest
 from .listing import SPLITS, Sample
-from .loading import ImageDataset, ImageLoader, Item, collate
+from .loading import ImageDataset, ImageLoader, Item, collate, process
 
 LISTS = ("every", "uniform")
 ListItem = tuple[int, int, str]
@@ -114,9 +114,7 @@ class ListSampler(Sampler[list[ListItem]]):
         for position, sample in enumerate(dataset.samples):
             self.members[sample.label].append(position)
         self.positives = max(1, int(self.size * (1 - self.share)))
-        spread = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self.rank = torch.distributed.get_rank() if spread else 0
-        self.ranks = torch.distributed.get_world_size() if spread else 1
+        self.rank, self.ranks = process()
         self.sampler = self  # where Lightning looks for set_epoch
 
     def set_epoch(self, epoch: int) -> None:

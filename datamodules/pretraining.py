@@ -20,6 +20,7 @@ from .configs import PretrainingConfig
 from .errors import DataError
 from .fewshot import digest
 from .listing import Listing, Sample
+from .loading import process
 from .pretraining_sources import Caption, Photo, Source, fish_source, photo_source, read_photos, shape_source
 
 VAL_IMAGES = 10  # of each class of the photographs, but no more than a fifth of them
@@ -118,9 +119,7 @@ class MixedLoader:
         counts[0] += config.batch_size - sum(counts)
         self._counts = counts
         self._shift, self._scale = _affine(transform, config.size)
-        spread = torch.distributed.is_available() and torch.distributed.is_initialized()
-        self.rank = torch.distributed.get_rank() if spread else 0
-        self.ranks = torch.distributed.get_world_size() if spread else 1
+        self.rank, self.ranks = process()
         self.sampler = self  # where Lightning looks for set_epoch
 
     def set_epoch(self, epoch: int) -> None:
