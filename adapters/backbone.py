@@ -284,9 +284,9 @@ class FrozenClip:
         for part in _portions([len(cut[i]) for i in order], budget):
             ids = [cut[i] for i in order[part]]
             layout = Layout.of([len(row) - start for row in ids], start, self.device)
-            beginning = self.embed_tokens([ids[0][:start]])
-            rests = self.embed_tokens([token for row in ids for token in row[start:]])
-            features.append(step(encode, tower, layout, beginning, rests)[0])
+            # Looked up at once: the gradient of a look-up is as large as the whole table.
+            tokens = self.embed_tokens([*ids[0][:start], *(token for row in ids for token in row[start:])])
+            features.append(step(encode, tower, layout, tokens[None, :start], tokens[start:])[0])
         back = torch.empty(len(order), dtype=torch.long)
         back[torch.tensor(order)] = torch.arange(len(order))
         return torch.cat(features)[back.to(self.device)]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,8 +29,9 @@ VAL_IMAGES = 10  # of each class of the photographs, but no more than a fifth of
 class PretrainingDataModule(DataModule):
     """Image-text pairs from several sources; validation and test are the classification of photographs.
 
-    A training batch has `image` (B, 3, S, S) as network input, `caption` (B texts), `label` (of photographs; -1 elsewhere),
-    `path`, `index`, and `positives` (B, B) bool: caption j is true of image i.
+    A training batch has `image` (B, 3, S, S) as network input, `caption` (B texts), `other_caption` (a second one of each
+    image, drawn anew), `label` (of photographs; -1 elsewhere), `path`, `index`, and `positives` (B, B) bool: caption j is true
+    of image i.
     """
 
     config: PretrainingConfig
@@ -106,6 +107,16 @@ def _open(sample: Sample, photos: Sequence[Photo]) -> Image.Image:
     return Image.open(io.BytesIO(photos[sample.extra["number"]].data)).convert("RGB")
 
 
+class _Drawn(NamedTuple):
+    """What a batch holds, without its pictures: seed of their random changes, images by source, facts, and captions twice."""
+
+    seed: int
+    numbers: list[tuple[Source, list[int]]]
+    facts: list[frozenset[str]]
+    captions: list[Caption]
+    others: list[Caption]
+
+
 class MixedLoader:
     """Batches with a fixed number of images from each source, each source in an order of its own.
 
@@ -136,23 +147,22 @@ class MixedLoader:
     def batch(self, step: int) -> dict[str, Any]:
         """The batch of this process at a step, counted from the start of training."""
         together = [self._drawn(step * self.ranks + rank) for rank in range(self.ranks)]
-        seed, numbers, facts, captions = together[self.rank]
+        seed, numbers, facts, captions, others = together[self.rank]
         generator = torch.Generator().manual_seed(seed)
         images = []
         for source, own in numbers:
             raw = torch.from_numpy(source.images[own]).float() / 255
             images.append(vary(raw, self._config, generator, source.name == "photographs"))
         paths = [f"{source.name}/{number}" for source, own in numbers for number in own]
-        every = [claims for _, _, _, others in together for _, claims in others]
+        every = [claims for drawn in together for _, claims in drawn.captions]
         image = torch.cat(images) * self._scale + self._shift
         return {
-            "image": image, "caption": [text for text, _ in captions], "path": paths,
+            "image": image, "caption": [text for text, _ in captions], "other_caption": [text for text, _ in others], "path": paths,
             "positives": torch.tensor([[claims <= true for claims in every] for true in facts]),
             "label": torch.full((len(paths),), -1), "index": torch.arange(len(paths)),
         }  # fmt: skip
 
-    def _drawn(self, number: int) -> tuple[int, list[tuple[Source, list[int]]], list[frozenset[str]], list[Caption]]:
-        """What a batch holds, without its pictures: seed of their random changes, images by source, facts and captions."""
+    def _drawn(self, number: int) -> _Drawn:
         rng = random.Random(digest("pretraining batch", self._seed, number))
         seed = rng.getrandbits(60)
         numbers = [
@@ -160,7 +170,8 @@ class MixedLoader:
         ]
         facts = [source.facts[image] for source, own in numbers for image in own]
         captions = [source.caption(image, rng) for source, own in numbers for image in own]
-        return seed, numbers, facts, captions
+        others = [source.caption(image, rng) for source, own in numbers for image in own]
+        return _Drawn(seed, numbers, facts, captions, others)
 
     def _numbers(self, source: Source, step: int, count: int) -> list[int]:
         """The next `count` images of a source; each pass over it has an order of its own."""

@@ -32,6 +32,7 @@ PHOTO_TEMPLATES = (
     "a photo of a {}.", "a photo of a {}.", "a {}.", "a picture of a {}.", "a small photo of a {}.", "a blurry photo of a {}.",
     "a good photo of the {}.", "a close-up photo of a {}.", "the {}.", "{}",
 )  # fmt: skip
+PEOPLE = ("baby", "boy", "girl", "man", "woman")  # whose file names in CIFAR-100 hold slurs: only class names are used
 DRAWN_TEMPLATES = ("a photo of {}.", "a drawing of {}.", "{}.", "a picture of {}.", "{}")
 
 
@@ -73,7 +74,7 @@ def words_of(name: str) -> str:
 def read_photos(place: Path) -> list[Photo]:
     """Photographs of a zip or a folder with a sub-folder for each class, in the order of their paths.
 
-    A file called `some_name_s_000123.jpg` (as CIFAR-100 names them) has a finer name than its class.
+    A file called `some_name_s_000123.jpg` (as CIFAR-100 names them) has a finer name than its class, but for people.
 
     Raises:
         DataError: there is no such zip or folder, or no images in it.
@@ -96,7 +97,7 @@ def read_photos(place: Path) -> list[Photo]:
     for name, data in found:
         label = words_of(name.split("/")[-2])
         match = re.fullmatch(r"(.+?)_s_\d+", Path(name).stem)
-        fine = words_of(match.group(1)) if match else label
+        fine = words_of(match.group(1)) if match and label not in PEOPLE else label
         photos.append(Photo("/".join(name.split("/")[-2:]), label, fine, data))
     return photos
 

@@ -35,13 +35,16 @@ class Config(tower_adapter.Config):
         temperature: inverse temperature at the start; None takes the backbone's own.
         patch_dropout: share of the patches left out of training images at first (FLIP); half of it from 80 % of training on,
             none from 92 % on. Native ViT towers only.
-        position_offsets: whether texts begin at random positions in training, so that later positions are trained, too.
+        text_warmup: steps at the start in which the text tower alone learns to match two captions of an image.
+        position_offsets: whether half of the texts begin at random positions in the second half of training, so that later
+            positions are trained, too.
     """
 
     parts: list[str] = field(default_factory=lambda: ["all"])
     objective: str = "infonce"
     temperature: float | None = None
     patch_dropout: float = 0.0
+    text_warmup: int = 0
     position_offsets: bool = False
 
 
@@ -50,6 +53,7 @@ class Contrastive(TowerAdapter):
 
     A batch with `caption` (B texts) is trained on those, one without on the prompts of its `label`s. Pairs with equal
     captions are positives of each other; `positives` (B, B) bool in a batch, caption j is true of image i, says more.
+    With `text_warmup`, `other_caption` (B texts) has a second caption of each image.
     """
 
     keeps_towers = True
@@ -71,14 +75,16 @@ class Contrastive(TowerAdapter):
                 f"method.patch_dropout leaves patches out of a trained native ViT; the image tower of {spec.name} is not one "
                 "here. Use method.patch_dropout=0."
             )
+        if config.text_warmup < 0 or (config.text_warmup and "text" not in cls.towers(config)):
+            return f"method.text_warmup is {config.text_warmup}: a number of steps, 0 or more, that train the text tower."
         if config.position_offsets and ("text" not in cls.towers(config) or spec.text_tower != "transformer"):
             return "method.position_offsets moves the positions of a trained native text tower; here there is none."
         return parts_problem(cls.towers(config), config.layers, config.parts, spec)
 
     @classmethod
     def batch_keys(cls, config: Config, spec: BackboneSpec) -> tuple[str, ...]:
-        """Captions are used where there are some, else the labels' prompts."""
-        return ()
+        """Captions are used where there are some, else the labels' prompts; the warm-up of the text tower needs two each."""
+        return ("other_caption",) if config.text_warmup else ()
 
     def build(self) -> None:
         """Copy the chosen weights and the temperature."""
@@ -89,10 +95,12 @@ class Contrastive(TowerAdapter):
         self.attach(clip, dict(clip.named_parameters()), first)
         self.bias = nn.Parameter(torch.tensor(START_BIAS, dtype=self.dtype), requires_grad=config.objective == "siglip")
         self.register_buffer("progress", torch.zeros(()))
+        self.register_buffer("warmed", torch.zeros((), dtype=torch.long))
         size = sum(p.numel() * p.element_size() for p in self.learnable()) / 1e6
         self.notes.append(f"The artefact holds the trained weights of the towers: {size:.1f} MB.")
 
     progress: Tensor
+    warmed: Tensor
 
     def epoch_ended(self, epoch: int, epochs: int) -> None:
         """Remember how far training is: fewer patches are left out towards its end."""
@@ -112,11 +120,18 @@ class Contrastive(TowerAdapter):
         return learned.exp().clamp(max=MOST)
 
     def loss(self, batch: Batch) -> Tensor:
-        """The objective between the images and the different captions of a batch, of all processes where there are several."""
+        """The objective between the images and the different captions of a batch, of all processes where there are several.
+
+        In the warm-up of the text tower, images are stood for by their other captions.
+        """
         captions = self._captions(batch)
         once = list(dict.fromkeys(captions))
         texts = gathered(self._train_texts(once))
-        images = gathered(self._train_images(batch))
+        if self.training and int(self.warmed) < self.config.text_warmup:
+            self.warmed += 1
+            images = gathered(self._train_texts(batch["other_caption"]))
+        else:
+            images = gathered(self._train_images(batch))
         encoded = [text for own in gathered_lists(once) for text in own]
         lists = gathered_lists(captions)
         every = [text for own in lists for text in own]
@@ -142,7 +157,7 @@ class Contrastive(TowerAdapter):
 
     def _train_texts(self, texts: list[str]) -> Tensor:
         offset = 0
-        if self.config.position_offsets and torch.rand(()) < 0.5:
+        if self.config.position_offsets and float(self.progress) >= 0.5 and torch.rand(()) < 0.5:
             longest = max(len(self.backbone.token_ids(text)) for text in texts) + 2
             room = self.backbone.spec.context_length - longest
             offset = int(torch.randint(0, max(1, room + 1), ()))

@@ -150,6 +150,8 @@ def test_patches_are_left_out_in_training_only_and_fewer_towards_the_end(random_
 
 def test_moved_positions_train_later_places(random_clip):
     adapter = made(random_clip, position_offsets=True).train()
+    assert all(adapter.loss(batch()).item() == adapter.loss(batch()).item() for _ in range(6))  # not yet in the first half
+    adapter.epoch_ended(4, 10)
     places = torch.zeros(24)
     for seed in range(12):
         torch.manual_seed(seed)
@@ -169,3 +171,37 @@ def test_moved_positions_train_later_places(random_clip):
 )  # fmt: skip
 def test_impossible_settings_are_sentences(settings, words, random_clip):
     assert words in str(Contrastive.supports(Config(**settings), random_clip().spec))
+
+
+def test_the_warm_up_trains_texts_alone_and_ends_after_its_steps(random_clip):
+    adapter = made(random_clip, text_warmup=2).train()
+    given = {**batch(), "other_caption": ["red", "blue", "red", "crabs", "eel", "green"]}
+    assert adapter.batch_keys(adapter.config, adapter.backbone.spec) == ("other_caption",)
+    texts = ["a red fish", "a blue fish", "two crabs", "an eel", "a very long green eel"]
+    positives = torch.tensor([[caption == text for text in texts] for caption in given["caption"]])
+    logits = adapter.encode_text(given["other_caption"]) @ adapter.encode_text(texts).T
+    expected = infonce(logits, positives, adapter.scale.log(), adapter.bias)
+    for _ in range(2):
+        adapter.zero_grad()
+        loss = adapter.loss(given)
+        loss.backward()
+        assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
+        moved = {name.split(".")[1] for name, p in adapter.named_parameters() if p.grad is not None and p.grad.any()}
+        assert "visual" not in moved and "token_embedding" in moved
+    loss = adapter.loss(given)
+    loss.backward()
+    assert loss.item() == pytest.approx(adapter.loss(batch()).item(), abs=1e-9)
+    assert any(p.grad is not None and p.grad.any() for name, p in adapter.named_parameters() if ".visual." in f".{name}")
+
+
+def test_a_resumed_training_does_not_warm_up_again(random_clip):
+    adapter = made(random_clip, text_warmup=1).train()
+    adapter.loss({**batch(), "other_caption": ["red", "blue", "red", "crabs", "eel", "green"]})
+    again = made(random_clip, text_warmup=1).train()
+    again.load_state_dict(adapter.state_dict())
+    assert again.loss(batch()).item() == pytest.approx(made(random_clip).train().loss(batch()).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{"text_warmup": -1}, {"text_warmup": 5, "towers": "image"}])
+def test_a_warm_up_that_cannot_be_is_a_sentence(settings, random_clip):
+    assert "method.text_warmup" in Contrastive.supports(Config(**settings), random_clip().spec)

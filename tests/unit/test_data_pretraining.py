@@ -47,6 +47,13 @@ def test_photographs_are_read_alike_from_zips_and_folders(root, tmp_path):
     assert {photo.fine for photo in zipped} == {"apple", "cooking apple", "aquarium fish"}
 
 
+def test_people_are_called_by_their_class_alone(tmp_path):
+    for label in ("woman", "apple"):
+        (tmp_path / label).mkdir()
+        Image.new("RGB", (32, 32)).save(tmp_path / label / "other_name_s_000001.png")
+    assert {photo.label: photo.fine for photo in read_photos(tmp_path)} == {"woman": "woman", "apple": "other name"}
+
+
 def test_missing_photographs_are_a_sentence(tmp_path):
     data = load(PretrainingConfig(root=str(tmp_path)), 1)
     with pytest.raises(DataError, match=r"neither a folder .* nor a zip"):
@@ -65,7 +72,8 @@ def test_batches_mix_the_sources_and_know_all_their_positives(root):
     batch = data.train_dataloader().batch(0)
     kinds = [path.split("/")[0] for path in batch["path"]]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {"photographs": 12, "shapes": 5, "fish": 3}
-    assert batch["image"].shape == (20, 3, 64, 64) and len(batch["caption"]) == 20
+    assert batch["image"].shape == (20, 3, 64, 64) and len(batch["caption"]) == len(batch["other_caption"]) == 20
+    assert batch["other_caption"] != batch["caption"]
     assert batch["positives"].diagonal().all()  # every caption is true of its own image
     apart = [i for i, kind in enumerate(kinds) if kind == "photographs"], [i for i, kind in enumerate(kinds) if kind != "photographs"]
     assert not batch["positives"][apart[0]][:, apart[1]].any()
