@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import blocks, tower_adapter
 from ..adapter import Batch
 from ..errors import nearest
-from ..gathering import gathered, gathered_lists
+from ..gathering import gathered, gathered_lists, processes
 from ..objectives import OBJECTIVES
 from ..tower_adapter import TowerAdapter, tower_problem
 from ..tower_parts import copied, parts_problem
@@ -129,7 +129,7 @@ class Contrastive(TowerAdapter):
         texts = gathered(self._train_texts(once))
         if self.training and int(self.warmed) < self.config.text_warmup:
             self.warmed += 1
-            images = gathered(self._train_texts(batch["other_caption"]))
+            images = gathered(self._train_texts(batch["other_caption"]) + self._untouched())
         else:
             images = gathered(self._train_images(batch))
         encoded = [text for own in gathered_lists(once) for text in own]
@@ -147,6 +147,11 @@ class Contrastive(TowerAdapter):
             positives |= gathered(_across(batch["positives"], lists).to(images.device))[:, first]
         objective = OBJECTIVES[self.config.objective]
         return objective(images @ texts.T, positives, self.scale.log(), self.bias)
+
+    def _untouched(self) -> Tensor | float:
+        """Nothing, on which the image tower hangs: between processes every weight needs a gradient at every step."""
+        own = [p for name, p in self.clip.named_parameters() if name.startswith("visual.")] if processes() > 1 else []
+        return torch.stack([p.sum() for p in own]).sum() * 0.0 if own else 0.0
 
     def _captions(self, batch: Batch) -> list[str]:
         if "caption" in batch:

@@ -29,7 +29,7 @@ def test_losses_of_joined_batches_equal_those_of_one_process(tmp_path):
     found = json.loads(run(tmp_path, Path(__file__).parent / "joined.py").splitlines()[-1])
     assert len(found) == 2
     for process in found:
-        assert set(process) == {"infonce", "siglip", "ranking", "ranknet"}
+        assert set(process) == {"infonce", "siglip", "warm-up", "ranking", "ranknet"}
         for method, differences in process.items():
             assert differences["loss"] < 1e-5, (method, differences)
             assert differences["gradient"] < 1e-4, (method, differences)
