@@ -31,7 +31,11 @@ JOBS |= {f"export {target}": ["export", "quickstart", "--to", target] for target
 
 # Processes are forked from one that has imported everything and done nothing: starting takes no time.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["limpet.runner", "limpet.stream_runner", "limpet.export", "limpet.report", "limpet.backbone", "peft"])
+FORKS.set_forkserver_preload([
+    "limpet.cli", "limpet.runner", "limpet.stream_runner", "limpet.grid", "limpet.export_onnx", "limpet.export_peft",
+    "limpet.export_merged", "limpet.tower_adapter", "limpet.prompting", "limpet.datamodules.reef", "limpet.datamodules.folder",
+    "ftfy", "matplotlib.backends.backend_agg", "matplotlib.figure", "open_clip", "pandas", "pydantic", "sklearn.metrics",
+])  # fmt: skip
 
 
 class Command:
@@ -113,14 +117,14 @@ def again(place, words, **fault):
 
 def results(place):
     """Every file of the runs in a place but env.json, which has the times: path -> content."""
-    for empty in [path for path in place.glob("runs/*/[0-9]*") if not any(path.iterdir())]:
-        empty.rmdir()  # killed before its recipe was written
-    runs = {path: f"run {number}" for number, path in enumerate(sorted(place.glob("runs/*/[0-9]*")))}
+    folders = sorted(place.glob("runs/*/[0-9]*"))
+    begun = [folder for folder in folders if (folder / "recipe.yaml").exists()]  # the user had to start anew without it
+    names = {folder: f"run {number}" for number, folder in enumerate(begun)}
     found = {}
     for path in place.glob("runs/**/*"):
-        if path.is_file() and path.name != "env.json":
-            run = next((run for run in runs if run in path.parents), place)
-            found[f"{runs.get(run, '')} {path.relative_to(run)}"] = path.read_bytes()
+        run = next((folder for folder in folders if folder in path.parents), None)
+        if path.is_file() and path.name != "env.json" and (run is None or run in names):
+            found[f"{names[run]} {path.relative_to(run)}" if run else str(path.relative_to(place))] = path.read_bytes()
     return found
 
 
