@@ -38,14 +38,19 @@ FORKS.set_forkserver_preload([
 ])  # fmt: skip
 
 
+def environment(cache):
+    """The environment of a command whose cache lies there."""
+    return {**os.environ, "LIMPET_CACHE": str(cache), "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+
+
 class Command:
     """`limpet WORDS` in `place`, in a process of its own, perhaps with a fault (see faults.py); its cache lies in `place`, too."""
 
     def __init__(self, place, *words, fault="none", folder=None, at=0, cache=None):
         place.mkdir(exist_ok=True)
         self.files = [Path(tempfile.mkdtemp()) / name for name in ("out", "err")]
-        environment = {"LIMPET_CACHE": str(cache or place / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
-        arguments = (str(place), list(map(str, self.files)), environment, list(map(str, words)), fault, str(folder or place), str(at))
+        surroundings = str(place), list(map(str, self.files)), environment(cache or place / "cache")
+        arguments = (*surroundings, list(map(str, words)), fault, str(folder or place), str(at))
         self.process = FORKS.Process(target=faults.run, args=arguments)
         self.process.start()
 

@@ -1,6 +1,11 @@
-"""Full and read-only disks, a vanishing and a shared cache: what is resumed gives the numbers of an undisturbed run."""
+"""Full and read-only disks, a vanishing and a shared cache, a clock set back: going on gives the numbers of an undisturbed run."""
 
 import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -36,11 +41,70 @@ def test_two_runs_share_a_cache(jobs, undisturbed, tmp_path):
     assert jobs.entries(tmp_path / "cache") == jobs.entries(whole.place / "cache")
 
 
-# `limpet` on a file system of its own, of $1 bytes at $2; what is there once there is space enough is copied to $3
+def test_a_clock_set_back_between_and_in_runs_changes_nothing(jobs, undisturbed, tmp_path):
+    whole = undisturbed("fit")
+    done = jobs.limpet(tmp_path, *whole.words, fault="kill", at=r"rename.*last\.ckpt:3")
+    assert done.code == -signal.SIGKILL
+    later = time.time() + 3 * 86400
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (later, later))
+    how, last = jobs.again(tmp_path, whole.words, fault="clock", at=3)
+    assert (how, last.code) == ("resumed", 0), last.err
+    assert jobs.differences(tmp_path, whole.place) == []
+
+
+# A command on a file system of $1 bytes at $2; what lies there afterwards is copied to $3, where there is space.
 SMALL_DISK = """
 mount -t tmpfs -o size="$1" tmpfs "$2" && cd "$2" || exit 77
-export=$3; python=$4; shift 4
-"$python" -m limpet "$@"
-echo $? > "$export/code"
-mount -o remount,size=64m "$2" && cp -a "$2/." "$export"
+out=$3; shift 3
+"$@"
+code=$?
+cp -a . "$out"
+exit $code
 """
+
+
+@pytest.fixture(scope="module")
+def small_disk(jobs, tmp_path_factory):
+    """small_disk(bytes, out, *command, **environment) -> the command, run on such a disk, at small_disk.mount."""
+    mount = tmp_path_factory.mktemp("disk")
+
+    def run(size, out, *command, **env):
+        if shutil.which("unshare") is None:
+            pytest.skip("no small file system can be made here: there is no `unshare`")
+        words = ["unshare", "-rm", "sh", "-c", SMALL_DISK, "sh", str(size), str(mount), str(out), *command]
+        done = subprocess.run(words, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if done.returncode in (1, 77) and not any(out.iterdir()):
+            pytest.skip(f"no small file system can be made here: {done.stderr}")
+        return done
+
+    run.mount = mount
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.4, 0.6, 0.8, 0.95] if FULL else [0.6])
+def test_a_run_on_a_small_disk_is_said_and_resumed(share, jobs, undisturbed, small_disk, tmp_path):
+    whole = undisturbed("fit")
+    used = sum(-(-path.stat().st_size // 4096) * 4096 for path in whole.place.rglob("runs/**/*") if path.is_file())
+    command = [sys.executable, "-m", "limpet", *whole.words]
+    done = small_disk(int(used * share), tmp_path, *command, **jobs.environment(tmp_path / "cache"))
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "No space left" in done.stderr and "error: " in done.stderr
+    assert jobs.again(tmp_path, whole.words)[1].code == 0
+    assert jobs.differences(tmp_path, whole.place) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [4096, 16384, 65536] if FULL else [16384])
+def test_a_cache_on_a_small_disk_costs_time_and_nothing_else(size, jobs, undisturbed, small_disk, tmp_path):
+    whole = undisturbed("caching")
+    place, cache = tmp_path / "place", tmp_path / "cache"
+    place.mkdir()
+    cache.mkdir()
+    command = ["sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", str(place), sys.executable, "-m", "limpet", *whole.words]
+    done = small_disk(size, cache, *command, **jobs.environment(small_disk.mount))
+    assert done.returncode == 0, done.stderr
+    assert "cannot be kept in the cache folder" in done.stderr and "No space left" in done.stderr
+    assert jobs.results(place) == jobs.results(whole.place)
+    assert jobs.entries(cache).items() <= jobs.entries(whole.place / "cache").items()
