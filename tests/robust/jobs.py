@@ -17,12 +17,12 @@ SMALL = ["data.species=3", "data.train=4", "data.val=2", "data.test=3", "data.sh
 FIT = ["fit", "quickstart", *SMALL, "trainer.epochs=3", "protocol=all"]
 JOBS = {
     "fit": FIT,
-    # drawn images files of which are read, each in two views; {fish} is their folder
+    # files of drawn images, each in two views; {fish} is their folder
     "caching": ["fit", "fish", "data.root={fish}", "backbone=limpet-tiny", "method=gda", "data.shots=4", "data.batch_size=4",
                 "data.augment.preset=natural", "data.augment.views=2", "trainer.threads=1", "trainer.accelerator=cpu"],
     "grid": ["fit", "quickstart", *SMALL, "trainer.epochs=2", "protocol=all", "seed=1,2"],
-    "stream": ["fit", "continual_reef", "data.species=8", "data.shots=2", "data.test=2", "data.val=2", "trainer.epochs=2",
-               "continual.count=30", "evaluate.others.murky.test=1", "trainer.threads=1"],
+    "stream": ["fit", "continual_reef", "data.species=4", "stream.increment=2", "data.shots=2", "data.test=2", "data.val=2",
+               "trainer.epochs=2", "continual.count=20", "evaluate.others.murky.test=1", "trainer.threads=1"],
     "tower": ["fit", "quickstart", *SMALL, "method=lora", "trainer.epochs=1", "protocol=all"],
 }  # fmt: skip
 TARGETS = ("weights", "adapter", "merged", "hub-folder", "peft", "onnx")
