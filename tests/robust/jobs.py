@@ -1,13 +1,12 @@
 """Jobs that are interrupted: their commands, what their user does afterwards, and what they leave on the disk."""
 
+import itertools
 import multiprocessing
 import os
 import signal
 import sqlite3
-import tempfile
 import zlib
-from contextlib import closing
-from pathlib import Path
+from contextlib import closing, suppress
 
 import faults
 import numpy as np
@@ -36,6 +35,7 @@ FORKS.set_forkserver_preload([
     "limpet.export_merged", "limpet.tower_adapter", "limpet.prompting", "limpet.datamodules.reef", "limpet.datamodules.folder",
     "ftfy", "matplotlib.backends.backend_agg", "matplotlib.figure", "open_clip", "pandas", "pydantic", "sklearn.metrics",
 ])  # fmt: skip
+NUMBERS = itertools.count()
 
 
 def environment(cache):
@@ -48,7 +48,8 @@ class Command:
 
     def __init__(self, place, *words, fault="none", folder=None, at=0, cache=None):
         place.mkdir(exist_ok=True)
-        self.files = [Path(tempfile.mkdtemp()) / name for name in ("out", "err")]
+        number = next(NUMBERS)
+        self.files = [place.with_name(f"{place.name}.{number}.{name}") for name in ("out", "err")]
         surroundings = str(place), list(map(str, self.files)), environment(cache or place / "cache")
         arguments = (*surroundings, list(map(str, words)), fault, str(folder or place), str(at))
         self.process = FORKS.Process(target=faults.run, args=arguments)
@@ -56,7 +57,8 @@ class Command:
 
     def kill(self):
         """SIGKILL, from outside, to it and its own processes."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it ended meanwhile
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def wait(self, seconds=None):
         """Wait until it ends, or so long; returns itself."""

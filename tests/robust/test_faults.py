@@ -86,7 +86,7 @@ def small_disk(jobs, tmp_path_factory):
 @pytest.mark.parametrize("share", [0.02, 0.2, 0.4, 0.6, 0.8, 0.95] if FULL else [0.6])
 def test_a_run_on_a_small_disk_is_said_and_resumed(share, jobs, undisturbed, small_disk, tmp_path):
     whole = undisturbed("fit")
-    used = sum(-(-path.stat().st_size // 4096) * 4096 for path in whole.place.rglob("runs/**/*") if path.is_file())
+    used = sum(-(-path.stat().st_size // 4096) * 4096 for path in (whole.place / "runs").rglob("*") if path.is_file())
     command = [sys.executable, "-m", "limpet", *whole.words]
     done = small_disk(int(used * share), tmp_path, *command, **jobs.environment(tmp_path / "cache"))
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
