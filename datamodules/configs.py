@@ -148,7 +148,7 @@ class ReefConfig(DataConfig):
     """Drawn fish, made on the fly; nothing is read or written.
 
     Attributes:
-        look: clear | murky | both (murky water is the second domain).
+        look: clear | murky | deep | both (clear water, and murky water as the second domain).
         size: height and width of an image in pixels, 64 to 224.
         species: number of classes, 2 to the number of known species.
         train: images of each class and look in the training pool.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable
 from functools import partial
 
@@ -15,14 +16,15 @@ from .fewshot import digest
 from .listing import Listing, Sample
 from .reef_drawing import VERSION, draw_scene
 from .reef_species import NAMES
+from .reef_water import make_deep
 
-LOOKS = {"clear": ("clear",), "murky": ("murky",), "both": ("clear", "murky")}
+LOOKS = {"clear": ("clear",), "murky": ("murky",), "deep": ("deep",), "both": ("clear", "murky")}
 
 
 class ReefDataModule(DataModule):
     """Species whose names describe them, each with a pool of drawings; the domain is the look of the water.
 
-    A drawing is a function of (drawing seed, species, number); both looks show the same fish.
+    A drawing is a function of (drawing seed, species, number); all looks show the same fish.
     """
 
     config: ReefConfig
@@ -80,5 +82,6 @@ def draw_sample(sample: Sample, size: int, drawing_seed: int) -> Image.Image:
     if sample.domain == "murky":
         murkiness = 0.65 + 0.35 * digest("murkiness", seed)[0] / 255
     scene = draw_scene(str(sample.extra["species"]), seed, size=size, murkiness=murkiness)
-    scene.image.info["boxes"] = scene.boxes
-    return scene.image
+    image = make_deep(scene.image, random.Random(digest("deep", seed))) if sample.domain == "deep" else scene.image
+    image.info["boxes"] = scene.boxes
+    return image

@@ -138,3 +138,19 @@ def make_murky(image: Image.Image, strength: float, rng: random.Random) -> Image
         x, y, r = rng.uniform(0, size), rng.uniform(0, size), rng.uniform(0.004, 0.012) * size
         draw.ellipse((x - r, y - r, x + r, y + r), fill=(214, 220, 190, rng.randint(50, 130)))
     return image
+
+
+def make_deep(image: Image.Image, rng: random.Random) -> Image.Image:
+    """Deep water: hardly any red light, low contrast, and the noise of a camera that sees little.
+
+    Args:
+        image: the clear scene.
+        rng: source of the noise.
+    """
+    pixels = np.asarray(image, dtype=np.float32)
+    grey = pixels @ np.array([0.3, 0.59, 0.11], dtype=np.float32)
+    pixels = 0.9 * pixels + 0.1 * grey[:, :, None]
+    pixels = (90 + 0.7 * (pixels - pixels.mean())) * np.array([0.6, 0.9, 1.05], dtype=np.float32)
+    pixels += np.random.default_rng(rng.getrandbits(64)).normal(0, 8, grey.shape)[:, :, None]
+    deep = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    return deep.filter(ImageFilter.GaussianBlur(0.5 * image.width / 64))
