@@ -189,14 +189,24 @@ class EpochSampler(DistributedSampler[Any]):
 
 
 class ImageLoader(DataLoader[Item]):
-    """A loader that notes unreadable images in the main process and skips batches of nothing else."""
+    """A loader that notes unreadable images in the main process and skips batches of nothing else.
+
+    Among several processes a batch is repeated for each that was skipped: those that wait for one another must take as
+    many steps.
+    """
 
     def __iter__(self) -> Any:
-        dataset = self.dataset
+        dataset, owed, last = self.dataset, 0, None
         for batch in super().__iter__():
             if isinstance(batch, Mapping) and "unreadable" in batch and isinstance(dataset, ImageDataset):
                 dataset.note(batch["unreadable"])
                 batch = {key: value for key, value in batch.items() if key != "unreadable"}
                 if not batch:
+                    owed += process()[1] > 1
                     continue
+            last = batch
             yield batch
+        if owed and last is None:
+            raise DataError(f"None of the images that process {process()[0] + 1} of {process()[1]} was to read can be decoded.")
+        for _ in range(owed):
+            yield last
