@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ class ImageDataset(Dataset[Item]):
             return {**item, "unreadable": error.reason}
         item["label"] = sample.label
         item["image"] = self._transformed(image, sample.index)
-        regions = Regions(sample, image, self.transform)
+        regions = Regions(sample, image, partial(self._transformed, index=sample.index))
         for key in self.keys:
             item[key] = regions(key) if key in KEYS else _extra(sample, key)
         return item
