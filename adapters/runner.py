@@ -25,7 +25,7 @@ from .callbacks.progress import TrainingProgress
 from .callbacks.provenance import environment
 from .callbacks.shift import SHIFT
 from .errors import LimpetError, RecipeError, RunError
-from .features import CachedFeatures, as_read
+from .features import CachedFeatures, as_read, compute_for
 from .images_with_features import ImagesWithFeatures
 from .interpolation import post_step
 from .loggers import log_results, named, open_loggers
@@ -306,7 +306,7 @@ def gradient_training(
         )
         session.adapter.train()
         if rank() == 0 and trainer.world_size > 1:
-            loader.make()  # what the batches need is cached before other processes ask for it
+            compute_for(loader.make(), recipe.trainer.epochs)  # cached before other processes ask for it
         ready_to_train()
         trainer.fit(module, loader, ckpt_path=usable(run_dir / CHECKPOINT, module))
     leave_group()
