@@ -197,7 +197,8 @@ class ImageLoader(DataLoader[Item]):
     """
 
     def __iter__(self) -> Any:
-        dataset, owed, last = self.dataset, 0, None
+        dataset, owed = self.dataset, 0
+        last: Any = None
         for batch in super().__iter__():
             if isinstance(batch, Mapping) and "unreadable" in batch and isinstance(dataset, ImageDataset):
                 dataset.note(batch["unreadable"])
