@@ -13,12 +13,12 @@ import json
 import re
 import shutil
 import sys
-import uuid
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import files
 from .errors import ArtifactError, LimpetError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def save(adapter: Adapter, run_dir: str | Path, info: Mapping[str, Any] | None =
             )
         tensors[name] = value.detach().cpu().contiguous().clone()
     parent = Path(run_dir) / "adapter"
-    beside = parent / f".unfinished-{uuid.uuid4().hex[:8]}"
+    beside = files.beside(parent / "version")
     beside.mkdir(parents=True)
     try:
         save_file(tensors, beside / TENSORS, metadata={"format": "pt"})

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__, artifact
+from . import __version__, artifact, files
 from .errors import ArtifactError, LimpetError, nearest
 from .export_card import write_card
 from .export_job import CannotExport, Job, Written
@@ -68,7 +67,7 @@ def export(
     if needed and target not in ("adapter", "hub-folder"):
         raise CannotExport(f"{needed} Use --to adapter or --to hub-folder, which Limpet loads again.")
     place = out or run_folder(job.artefact) / FOLDER / target
-    part = place.parent / f".{place.name}.{uuid.uuid4().hex[:8]}.unfinished"
+    part = files.beside(place)
     try:
         part.mkdir(parents=True)
     except OSError as error:

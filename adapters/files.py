@@ -6,12 +6,20 @@ import csv
 import io
 import json
 import os
+import platform
 import shutil
+import time
+import uuid
+import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .errors import RunError
+
+_UNFINISHED = ".unfinished"
+_DAY = 86400.0
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -20,15 +28,15 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         RunError: the disk is full, or the folder cannot be written.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = beside(path)
     try:
-        with beside.open("wb") as file:
+        with part.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(part, path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        remove(part)
         raise RunError(f"Could not write {path}: {error.strerror or error}. Free some space or choose another folder.") from error
 
 
@@ -53,10 +61,63 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
 
 def clear(run_dir: Path) -> None:
     """Remove what processes that were killed while writing left in a run's folder."""
-    for path in (*run_dir.glob("*.part"), *run_dir.glob("log/*.part"), *run_dir.glob("sessions/**/*.part")):
-        path.unlink(missing_ok=True)
-    for folder in run_dir.glob("adapter/.unfinished-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+    for below in ("*", "log/*", "adapter/*", "sessions/**/*"):
+        for path in (*run_dir.glob(f"{below}.part"), *run_dir.glob(f"{below}{_UNFINISHED}")):
+            remove(path)
+
+
+def beside(target: Path) -> Path:
+    """A hidden name beside `target` to write it under before it is renamed.
+
+    What processes that were killed left under such names of this target is removed first.
+    """
+    machine = f"{zlib.crc32(platform.node().encode()):08x}"
+    head = f".{target.name[:40]}."  # file systems allow 255 bytes
+    for path in _siblings(target.parent):
+        mark = path.name[len(head) : -len(_UNFINISHED)]
+        named = path.name.startswith(head) and path.name.endswith(_UNFINISHED) and "." not in mark
+        if named and _left(path, mark, machine):
+            remove(path)
+    return target.with_name(f"{head}{machine}-{os.getpid()}-{uuid.uuid4().hex[:8]}{_UNFINISHED}")
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _siblings(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _left(path: Path, mark: str, machine: str) -> bool:
+    """Whether the process that wrote there is gone: known of this machine's processes, supposed of others after a day."""
+    writer, _, rest = mark.partition("-")
+    process = rest.partition("-")[0]
+    if writer == machine and process.isdecimal() and os.name == "posix":  # elsewhere, asking would end the process
+        return not _runs(int(process))
+    try:
+        return abs(time.time() - path.stat().st_mtime) > _DAY  # abs: a clock set back must not keep it for ever
+    except OSError:
+        return False
+
+
+def _runs(process: int) -> bool:
+    """Whether there is a process of that number."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def printable(path: str) -> str:

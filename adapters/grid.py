@@ -55,7 +55,7 @@ def in_own_process(recipe: Recipe, cell: Path) -> None:
     """
     if not (cell / "recipe.yaml").exists():
         cell.mkdir(parents=True, exist_ok=True)
-        files.write_text(cell / "recipe.yaml", recipe.to_yaml())
+        runner.write_recipe(recipe, cell)
     done = subprocess.run([sys.executable, "-m", __package__, "resume", str(cell)], check=False)
     if done.returncode:
         raise RunError(f"It ended with code {done.returncode}; its own words are above.")

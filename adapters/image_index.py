@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from . import artifact
+from . import artifact, files
 from ._version import __version__
 from .errors import LimpetError
 from .pooling import MultiCrop, check_pooling, pooled
@@ -149,8 +148,7 @@ def build(
     check_pooling(classifier.adapter, pooling)
     check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    mark = uuid.uuid4().hex[:8]
-    beside = target.with_name(f".{target.name}.{mark}.unfinished")
+    beside = files.beside(target)
     beside.mkdir()
     try:
         kept: list[str] = []
@@ -172,7 +170,7 @@ def build(
         (beside / PATHS).write_text(json.dumps(relative), encoding="utf-8")  # ASCII: also for names that are no valid text
         artifact.save(classifier.adapter, beside, {"recipe": source})
         (beside / INFO).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
-        _swap(beside, target, target.with_name(f".{target.name}.{mark}.old"))
+        _swap(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return ImageIndex.load(target), broken
@@ -188,8 +186,9 @@ def check_target(target: Path) -> None:
         raise LimpetError(f"{target} is there already and is not an index; give another folder with --out.")
 
 
-def _swap(new: Path, target: Path, old: Path) -> None:
+def _swap(new: Path, target: Path) -> None:
     """Put a finished folder in the place of another; the other stays if that fails."""
+    old = new.with_suffix(".old")
     had = target.exists()
     if had:
         target.rename(old)

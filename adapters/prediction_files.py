@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from . import files
 from .csv_files import cell
 from .errors import LimpetError, nearest
 
@@ -56,7 +56,7 @@ def writing(target: Path, columns: Columns) -> Iterator[Writer]:
     """
     check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
+    beside = files.beside(target)
     kinds: dict[str, Callable[[Path, Columns], Writer]] = {"CSV": _Csv, "JSON lines": _JsonLines, "Parquet": _Parquet}
     writer = kinds[FORMATS[target.suffix.lower()]](beside, columns)
     try:

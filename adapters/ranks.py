@@ -86,17 +86,28 @@ def shared_run_dir(make: Callable[[], Path], base: Path) -> Path:
 
 
 def _wait(place: Path) -> str:
-    """What the first process wrote for this job; a file left by an earlier job of that name is too old to be it."""
+    """What the first process wrote for this job."""
     begun = time.monotonic()
-    oldest = time.time() - STALE_SECONDS
-    while not place.is_file() or place.stat().st_mtime < oldest:
+    while True:
+        told = _told(place)
+        if told is not None:
+            return told
         if time.monotonic() - begun > WAIT_SECONDS:
             raise RunError(
                 f"Process {rank()} waited for {place} of the first process, which did not come. Is run.dir on a disk that all "
                 "nodes see? The first process's words say what else went wrong."
             )
         time.sleep(0.2)
-    return place.read_text(encoding="utf-8")
+
+
+def _told(place: Path) -> str | None:
+    """The content of a job's file; None where there is none, or it is of another time and so of an earlier job of that name."""
+    try:
+        if abs(time.time() - place.stat().st_mtime) <= STALE_SECONDS:
+            return place.read_text(encoding="utf-8")
+    except FileNotFoundError:  # the first process removes the file of an earlier job
+        pass
+    return None
 
 
 def ready_to_train() -> None:

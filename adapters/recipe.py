@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import functools
 import importlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,6 +49,7 @@ __all__ = [
     "packaged_names",
 ]
 
+CELL = "cell.json"
 T = TypeVar("T")
 _DATA_WORDS = {
     "sampling": ("limpet", "dassl"),
@@ -155,16 +157,30 @@ class Recipe:
         """Read the recipe of a run folder.
 
         Args:
-            run_dir: The folder; its `recipe.yaml` is read.
+            run_dir: The folder; its `recipe.yaml` is read, and of a grid's cell `cell.json`, what it is there.
             overrides: `key=value` words laid over it; no grids.
 
         Raises:
-            RunError: if the folder holds no recipe.
+            RunError: if the folder holds no recipe, or a damaged cell.json.
         """
         path = Path(run_dir) / "recipe.yaml"
         if not path.is_file():
             raise RunError(f"{run_dir} is not a run folder: it has no recipe.yaml.")
-        return load_recipe(str(path), overrides)
+        recipe = load_recipe(str(path), overrides)
+        return dataclasses.replace(recipe, cell=_cell(path.with_name(CELL)))
+
+
+def _cell(path: Path) -> dict[str, Any]:
+    """The values that a run has as a cell of a grid; none where it is no cell."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise RunError(f"{path} is damaged. Delete the folder {path.parent}, and give the grid's command again.")
+    return found
 
 
 def load(name_or_path: str, overrides: Sequence[str] = ()) -> list[Recipe]:

@@ -31,7 +31,7 @@ from .interpolation import post_step
 from .loggers import log_results, named, open_loggers
 from .module import AdaptationModule
 from .ranks import LateLoader, leave_group, rank, ready_to_train, shared_run_dir
-from .recipe import Recipe
+from .recipe import CELL, Recipe
 from .runs import new_run_dir
 from .seen import data_name
 from .session import Session, prepare, seed_everything, training_precision
@@ -74,8 +74,15 @@ def fit(recipe: Recipe, run_dir: Path | None = None) -> Path:
     run_dir = shared_run_dir(lambda: given or new_run_dir(name, Path(recipe.run.dir)), Path(recipe.run.dir).expanduser() / name)
     if rank() == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
-        files.write_text(run_dir / "recipe.yaml", recipe.to_yaml())
+        write_recipe(recipe, run_dir)
     return execute(session, run_dir)
+
+
+def write_recipe(recipe: Recipe, run_dir: Path) -> None:
+    """Write what a run is resumed from: of a grid's cell also what it is there; recipe.yaml comes last."""
+    if recipe.cell:
+        files.write_json(run_dir / CELL, recipe.cell)
+    files.write_text(run_dir / "recipe.yaml", recipe.to_yaml())
 
 
 def resume(run_dir: Path) -> Path:

@@ -106,7 +106,9 @@ def resolve_run(word: str, base: Path | str = "runs", state: State = "finished")
         names = _listed(p.relative_to(folder).as_posix() for p in found)
         hint = f" Continue one with: limpet resume {short(found[-1], base)}" if state == "finished" else ""
         raise RunError(f"{word} has no {state} run; there are: {names}.{hint}")
-    return max(enumerate(matching), key=lambda pair: (_age(pair[1]), pair[0]))[1]
+    numbered = [p for p in matching if p.name.isdecimal()]  # in their order: a clock may be set back, and copies are new files
+    candidates = [*numbered[-1:], *(p for p in matching if not p.name.isdecimal())]
+    return max(enumerate(candidates), key=lambda pair: (_age(pair[1]), pair[0]))[1]
 
 
 def expand_runs(words: Sequence[str], base: Path | str = "runs") -> list[Path]:

@@ -117,6 +117,8 @@ class StreamRun:
             self.done, self.matrix, self.kept, self.facts = state["done"], state["matrix"], state["kept"], state["facts"]
             if self.memory is not None:
                 self.memory.restore(state["memory"])
+            for number in range(self.done):  # it was killed before it could do that
+                self._folder(number).joinpath(runner.CHECKPOINT).unlink(missing_ok=True)
         for number, folder in artifact.versions(self.run_dir):
             if number > self.done:
                 shutil.rmtree(folder)
@@ -156,7 +158,7 @@ class StreamRun:
         if not fresh:
             self.grow(adapter, seen, part.data.within(seen.names))
         seed_everything(recipe.seed)
-        folder = self.run_dir / SESSIONS / f"{number + 1:02d}"
+        folder = self._folder(number)
         with adapter.answering(training):
             task = self._task(own, number, seen)
             runner.train(own, data, folder, self.regulariser, task, first=fresh)
@@ -181,6 +183,9 @@ class StreamRun:
             if emptied.is_dir() and not any(emptied.iterdir()):
                 emptied.rmdir()
         stream_show.line(self.matrix[-1], seen_accuracies(self.matrix, self.images)[-1], self.kept[-1])
+
+    def _folder(self, number: int) -> Path:
+        return self.run_dir / SESSIONS / f"{number + 1:02d}"
 
     def _recipe(self, part: Any) -> Any:
         """The recipe with what a task sets for itself."""

@@ -8,9 +8,11 @@ import io
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -95,13 +97,71 @@ def tally():
     return count
 
 
+KILLS = []  # (job, moment, outcome)
+
+
 def pytest_terminal_summary(terminalreporter):
-    """How many inputs each test tried, and what came of them."""
+    """How many inputs each test tried, and what came of them; every kill."""
+    if KILLS:
+        terminalreporter.section("killed")
+        for job, moment, outcome in KILLS:
+            terminalreporter.write_line(f"{job:18} {moment:60} {outcome}")
     if TALLY:
         terminalreporter.section("inputs tried")
         for test in sorted({test for test, _ in TALLY}):
             counts = {outcome: n for (t, outcome), n in sorted(TALLY.items()) if t == test}
             terminalreporter.write_line(f"{sum(counts.values()):6d} {test}: {', '.join(f'{n} {o}' for o, n in counts.items())}")
+
+
+@pytest.fixture(scope="session")
+def jobs():
+    """The file jobs.py: commands that are interrupted."""
+    sys.path.insert(0, str(Path(__file__).parent))  # processes of its own find it there, too
+    import jobs
+
+    return jobs
+
+
+@dataclass
+class Whole:
+    """A job that nothing happened to: its words, where it ran, how many changes it made, and in what time."""
+
+    words: list[str]
+    place: Path
+    changes: int
+    seconds: float
+
+
+@pytest.fixture(scope="session")
+def undisturbed(jobs, draw, tmp_path_factory):
+    """undisturbed("fit") -> Whole; undisturbed.prepare("fit", place) puts there what is there before the job starts."""
+    fish = draw(tmp_path_factory.mktemp("drawn") / "fish", species=3, images=8)
+    for path in fish.rglob("*.png"):
+        os.utime(path, (1e9, 1e9))  # long ago: their keys are remembered
+    made = {}
+
+    def run(job):
+        if job not in made:
+            place = tmp_path_factory.mktemp("whole")
+            words = [word.format(fish=fish) for word in jobs.JOBS[job]]
+            prepare(job, place)
+            before = time.time()
+            count = jobs.changes(jobs.limpet(place, *words))
+            made[job] = Whole(words, place, count, jobs.seconds(place, before))
+        return made[job]
+
+    def prepare(job, place):
+        if job.startswith("export"):
+            shutil.copytree(run("tower").place / "runs", place / "runs")
+
+    run.prepare = prepare
+    return run
+
+
+@pytest.fixture(scope="session")
+def killed():
+    """killed(job, moment, outcome) adds a line to the table that is printed at the end."""
+    return lambda *row: KILLS.append(row)
 
 
 @pytest.fixture(scope="session")

@@ -1,102 +1,110 @@
-"""Full and read-only disks, a vanishing and a shared cache: what is resumed gives the numbers of an undisturbed run."""
+"""Full and read-only disks, a vanishing and a shared cache, a clock set back: going on gives the numbers of an undisturbed run."""
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
-from pathlib import Path
+import time
 
 import pytest
 
 FULL = os.environ.get("LIMPET_ROBUST") == "full"
-SMALL = ["data.species=3", "data.train=4", "data.val=2", "data.test=3", "data.shots=4", "data.batch_size=8", "trainer.threads=1",
-         "trainer.accelerator=cpu"]  # fmt: skip
-FIT = ["fit", "quickstart", *SMALL, "trainer.epochs=3", "protocol=all"]
-JOBS = {
-    "fit": FIT,
-    "caching": ["fit", "quickstart", *SMALL, "method=gda", "protocol=all", "data.augment.preset=natural", "data.augment.views=2"],
-}  # fmt: skip
-
-
-def limpet(place, *words, fault="none", folder=None, at=0):
-    """`limpet WORDS` in `place`, in a process of its own, with a fault; its cache lies in `place`, too."""
-    script = str(Path(__file__).parent / "faults.py")
-    command = [sys.executable, script, fault, str(folder or place), str(at), *map(str, words)]
-    env = {**os.environ, "LIMPET_CACHE": str(place / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "80", "PYTHONDONTWRITEBYTECODE": "1"}
-    place.mkdir(exist_ok=True)
-    return subprocess.run(command, cwd=place, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-
-
-def changes(done):
-    """How many changes an undisturbed command made."""
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout.splitlines()[-1])
-
-
-def results(place):
-    """Numbers and answers of all runs in a place, by path."""
-    found = [*place.glob("runs/**/metrics.json"), *place.glob("runs/**/predictions.csv"), *place.glob("runs/**/*.safetensors")]
-    return {str(path.relative_to(place)): path.read_bytes() for path in found}
-
-
-def again(place, words):
-    """Continue what was interrupted, as its user would."""
-    for empty in [path for path in place.glob("runs/*/[0-9]*") if not any(path.iterdir())]:
-        empty.rmdir()  # killed before its recipe was written: nothing was begun
-    runs = [path.parent for path in place.glob("runs/*/[0-9]*/recipe.yaml")]
-    if not runs:
-        done = limpet(place, *words)
-    elif (runs[0] / "metrics.json").exists():
-        return
-    else:
-        done = limpet(place, "resume", runs[0])
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """undisturbed("fit") -> (place of a run that nothing happened to, number of changes it made)."""
-    made = {}
-
-    def run(job):
-        if job not in made:
-            place = tmp_path_factory.mktemp(job)
-            made[job] = place, changes(limpet(place, *JOBS[job]))
-        return made[job]
-
-    return run
 
 
 @pytest.mark.parametrize("fault", ["full", "readonly"])
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.95] if FULL else [0.5])
-def test_a_run_on_a_disk_that_cannot_be_written_is_said_and_resumed(fault, share, undisturbed, tmp_path):
-    whole, count = undisturbed("fit")
-    place = tmp_path / "place"
-    done = limpet(place, *FIT, fault=fault, at=max(1, int(share * count)))
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+def test_a_run_on_a_disk_that_cannot_be_written_is_said_and_resumed(fault, share, jobs, undisturbed, tmp_path):
+    whole = undisturbed("fit")
+    done = jobs.limpet(tmp_path, *whole.words, fault=fault, at=max(1, int(share * whole.changes)))
+    assert done.code == 2 and "Traceback" not in done.err, done.err
     reason = "No space left" if fault == "full" else "Read-only"
-    assert reason in done.stderr and "error: " in done.stderr
-    again(place, FIT)
-    assert results(place) == results(whole)
+    assert reason in done.err and "error: " in done.err
+    assert jobs.again(tmp_path, whole.words)[1].code == 0
+    assert jobs.differences(tmp_path, whole.place) == []
 
 
-def test_a_cache_that_vanishes_costs_time_and_nothing_else(undisturbed, tmp_path):
-    whole, _ = undisturbed("caching")
-    place = tmp_path / "place"
-    (place / "cache").mkdir(parents=True)
-    done = limpet(place, *JOBS["caching"], fault="wipe", folder=place / "cache", at=4)
+def test_a_cache_that_vanishes_costs_time_and_nothing_else(jobs, undisturbed, tmp_path):
+    whole = undisturbed("caching")
+    (tmp_path / "cache").mkdir()
+    done = jobs.limpet(tmp_path, *whole.words, fault="wipe", folder=tmp_path / "cache", at=4)
+    assert done.code == 0, done.err
+    assert jobs.results(tmp_path) == jobs.results(whole.place)
+
+
+def test_two_runs_share_a_cache(jobs, undisturbed, tmp_path):
+    whole = undisturbed("caching")
+    places = [tmp_path / "one", tmp_path / "two"]
+    started = [jobs.Command(place, *whole.words, cache=tmp_path / "cache") for place in places]
+    assert [command.wait().code for command in started] == [0, 0]
+    assert all(jobs.results(place) == jobs.results(whole.place) for place in places)
+    assert jobs.entries(tmp_path / "cache") == jobs.entries(whole.place / "cache")
+
+
+def test_a_clock_set_back_between_and_in_runs_changes_nothing(jobs, undisturbed, tmp_path):
+    whole = undisturbed("fit")
+    done = jobs.limpet(tmp_path, *whole.words, fault="kill", at=r"rename.*last\.ckpt:3")
+    assert done.code == -signal.SIGKILL
+    later = time.time() + 3 * 86400
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (later, later))
+    how, last = jobs.again(tmp_path, whole.words, fault="clock", at=3)
+    assert (how, last.code) == ("resumed", 0), last.err
+    assert jobs.differences(tmp_path, whole.place) == []
+
+
+# A command on a file system of $1 bytes at $2; what lies there afterwards is copied to $3, where there is space.
+SMALL_DISK = """
+mount -t tmpfs -o size="$1" tmpfs "$2" && cd "$2" || exit 77
+out=$3; shift 3
+"$@"
+code=$?
+cp -a . "$out"
+exit $code
+"""
+
+
+@pytest.fixture(scope="module")
+def small_disk(jobs, tmp_path_factory):
+    """small_disk(bytes, out, *command, **environment) -> the command, run on such a disk, at small_disk.mount."""
+    mount = tmp_path_factory.mktemp("disk")
+
+    def run(size, out, *command, **env):
+        if shutil.which("unshare") is None:
+            pytest.skip("no small file system can be made here: there is no `unshare`")
+        words = ["unshare", "-rm", "sh", "-c", SMALL_DISK, "sh", str(size), str(mount), str(out), *command]
+        done = subprocess.run(words, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if done.returncode in (1, 77) and not any(out.iterdir()):
+            pytest.skip(f"no small file system can be made here: {done.stderr}")
+        return done
+
+    run.mount = mount
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.4, 0.6, 0.8, 0.95] if FULL else [0.6])
+def test_a_run_on_a_small_disk_is_said_and_resumed(share, jobs, undisturbed, small_disk, tmp_path):
+    whole = undisturbed("fit")
+    used = sum(-(-path.stat().st_size // 4096) * 4096 for path in (whole.place / "runs").rglob("*") if path.is_file())
+    command = [sys.executable, "-m", "limpet", *whole.words]
+    done = small_disk(int(used * share), tmp_path, *command, **jobs.environment(tmp_path / "cache"))
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "No space left" in done.stderr and "error: " in done.stderr
+    assert jobs.again(tmp_path, whole.words)[1].code == 0
+    assert jobs.differences(tmp_path, whole.place) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [4096, 16384, 65536] if FULL else [16384])
+def test_a_cache_on_a_small_disk_costs_time_and_nothing_else(size, jobs, undisturbed, small_disk, tmp_path):
+    whole = undisturbed("caching")
+    place, cache = tmp_path / "place", tmp_path / "cache"
+    place.mkdir()
+    cache.mkdir()
+    command = ["sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", str(place), sys.executable, "-m", "limpet", *whole.words]
+    done = small_disk(size, cache, *command, **jobs.environment(small_disk.mount))
     assert done.returncode == 0, done.stderr
-    assert results(place) == results(whole)
-
-
-def test_two_runs_share_a_cache(undisturbed, tmp_path):
-    whole, _ = undisturbed("caching")
-    script = str(Path(__file__).parent / "faults.py")
-    started = []
-    for name in ("one", "two"):
-        place = tmp_path / name
-        place.mkdir()
-        env = {**os.environ, "LIMPET_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, script, "none", str(place), "0", *JOBS["caching"]]
-        started.append(subprocess.Popen(command, cwd=place, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
-    assert [process.wait() for process in started] == [0, 0]
-    assert results(tmp_path / "one") == results(tmp_path / "two") == results(whole)
+    assert "cannot be kept in the cache folder" in done.stderr and "No space left" in done.stderr
+    assert jobs.results(place) == jobs.results(whole.place)
+    assert jobs.entries(cache).items() <= jobs.entries(whole.place / "cache").items()

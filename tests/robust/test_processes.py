@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from limpet import ranks
 from limpet.datamodules import load
 from limpet.datamodules.configs import FolderConfig, PretrainingConfig, ReefConfig
 from limpet.datamodules.pretraining import MixedLoader
 from limpet.datamodules.pretraining_sources import shape_source
+from limpet.errors import RunError
 
 
 def run(place, *command):
@@ -89,3 +91,21 @@ def test_mixed_batches_are_dealt_out_and_know_the_captions_of_all(group):
             assert torch.equal(batch["image"], whole["image"])
             assert batch["positives"].shape == (4, 8)
             assert torch.equal(batch["positives"][:, 4 * rank : 4 * rank + 4], whole["positives"])
+
+
+@pytest.mark.parametrize(("days", "believed"), [(0, True), (-1, False), (1, False)])  # the last: the clock was set back
+def test_a_process_joins_the_run_of_its_own_job_only(days, believed, monkeypatch, tmp_path):
+    monkeypatch.setenv("LIMPET_RUN_DIR", "nowhere")  # so that it is put back
+    monkeypatch.delenv("LIMPET_RUN_DIR")
+    for key, value in {"TORCHELASTIC_RUN_ID": "one", "MASTER_PORT": "1", "RANK": "1"}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(ranks, "WAIT_SECONDS", 0.3)
+    place = tmp_path / f".job-{ranks.job()}"
+    place.write_text(str(tmp_path / "001"))
+    when = place.stat().st_mtime + days * 86400
+    os.utime(place, (when, when))
+    if believed:
+        assert ranks.shared_run_dir(pytest.fail, tmp_path) == tmp_path / "001"
+    else:
+        with pytest.raises(RunError, match="did not come"):
+            ranks.shared_run_dir(pytest.fail, tmp_path)

@@ -344,7 +344,8 @@ def test_two_processes_fill_one_space():
     assert rows.take()[:, 0].tolist() == list(range(300))
 
 
-def test_size_cap_evicts_the_space_used_longest_ago(cache, monkeypatch):
+@pytest.mark.parametrize("when", [10**9, 4 * 10**9])  # long ago; or the clock was set back
+def test_size_cap_evicts_the_space_used_longest_ago(when, cache, monkeypatch):
     import os
 
     folders = []
@@ -353,7 +354,7 @@ def test_size_cap_evicts_the_space_used_longest_ago(cache, monkeypatch):
         store.add([bytes([k]) * 32 for k in range(50)], np.zeros((50, 100)))
         store.flush()
         folders.append(store.folder)
-        os.utime(store.folder / "space.json", (10**9 + n, 10**9 + n))
+        os.utime(store.folder / "space.json", (when + n, when + n))
     size = features.cache_size()
     monkeypatch.setenv("LIMPET_CACHE_MAX_GB", str(size * 0.7 / 1e9))
     feature_store.trim()

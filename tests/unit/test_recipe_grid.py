@@ -4,7 +4,8 @@ import pytest
 import yaml
 from limpet import recipe
 from limpet.datamodules.benchmarks import facts
-from limpet.errors import RecipeError
+from limpet.errors import RecipeError, RunError
+from limpet.runner import write_recipe
 
 RECIPE = """
 extends: [base, data/reef, method/coop]
@@ -149,3 +150,12 @@ def test_packaged_benchmarks_follow_the_papers_of_prompts():
         assert (cell.data.templates, cell.classes.templates) == ("recipe", ["a photo of a {}, a type of texture."])
         assert one(name, "method=kgcoop", "data.dataset=eurosat", "data.shots=16").data.templates == "hand_crafted"
         assert one(name, "method=vpt", "data.dataset=dtd", "data.shots=16").data.templates == "recipe"
+
+
+def test_a_cell_is_resumed_as_the_cell_it_was(tmp_path, write):
+    cell = recipe.load(write(RECIPE))[0]
+    write_recipe(cell, tmp_path)
+    assert recipe.Recipe.from_run(tmp_path).cell == cell.cell == {"method": "zero_shot", "data.shots": 1, "seed": 1}
+    (tmp_path / "cell.json").write_text("[")
+    with pytest.raises(RunError, match="cell.json is damaged"):
+        recipe.Recipe.from_run(tmp_path)

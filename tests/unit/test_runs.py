@@ -66,6 +66,14 @@ def test_grids(tmp_path):
     assert [p.resolve() for p in expand_runs(["fish/grid-abc"])] == [old, new]
 
 
+def test_the_newest_run_has_the_highest_number_whatever_the_clock_said(tmp_path):
+    make(tmp_path / "runs/fish/001", age=0)
+    later = make(tmp_path / "runs/fish/002", age=5000)
+    assert resolve_run("fish").resolve() == later
+    cell = make(tmp_path / "runs/fish/grid-abc/seed=1", age=10)
+    assert resolve_run("fish").resolve() == cell  # cells have no numbers
+
+
 def test_a_recipe_stands_for_all_its_finished_runs(tmp_path):
     first, second, cell = (make(tmp_path / "runs/fish" / name) for name in ("001", "003", "grid-abc/seed=1"))
     make(tmp_path / "runs/fish/002", finished=False)
