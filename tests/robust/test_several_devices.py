@@ -82,9 +82,3 @@ def test_two_devices_give_what_one_gives(case, separately, tmp_path):
     assert len(written) == 2 and sum(map(bool, written)) == 1
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
     assert cache_of(tmp_path / "one") == cache_of(tmp_path / "two")
-    if case == "features":
-        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "--local-addr", "127.0.0.1"]
-        three, written = fit_and_watch(separately, tmp_path / "three", *torchrun, *words, *TWO)
-        check_equal(one, three)
-        assert sum(map(bool, written)) == 1
-        assert {path.name for path in three.parent.iterdir()} == {three.name}  # the note for the other process is gone
