@@ -154,9 +154,9 @@ def execute(session: Session, run_dir: Path) -> Path:
     files.write_json(run_dir / "env.json", env)
     files.write_json(run_dir / "metrics.json.part", metrics)
     task.write_report(run_dir, metrics, thumbnails(session))
+    log_results(session.loggers, metrics)
     (run_dir / "metrics.json.part").replace(run_dir / "metrics.json")
     more_measures.show(metrics, show.console)
-    log_results(session.loggers, metrics)
     task.show_results(session, metrics, run_dir)
     return run_dir
 
