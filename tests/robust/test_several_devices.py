@@ -82,3 +82,13 @@ def test_two_devices_give_what_one_gives(case, separately, tmp_path):
     assert len(written) == 2 and sum(map(bool, written)) == 1
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
     assert cache_of(tmp_path / "one") == cache_of(tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_torchrun_gives_what_one_process_gives(separately, tmp_path):
+    words = ["-m", "limpet", "fit", "quickstart", *SMALL, *CASES["features"]]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "--local-addr", "127.0.0.1"]
+    one, _ = fit_and_watch(separately, tmp_path / "one", *words, "data.batch_size=8")
+    two, written = fit_and_watch(separately, tmp_path / "two", *torchrun, *words, *TWO)
+    check_equal(one, two)
+    assert sum(map(bool, written)) == 1
