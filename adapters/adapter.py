@@ -155,6 +155,16 @@ class Adapter(nn.Module):
         """Precision of learnable tensors: float64 on a float64 backbone, else float32 (half masters lose updates)."""
         return torch.float64 if self.backbone.dtype == torch.float64 else torch.float32
 
+    def untrained(self, classes: ClassSet) -> list[str]:
+        """Names of the classes that the tensors of `per_class` have no row for."""
+        known = set(self._trained)
+        return [name for name in classes.names if name not in known]
+
+    def trained_rows(self) -> list[int]:
+        """Row in the tensors of `per_class` of every class asked about."""
+        row = {name: i for i, name in enumerate(self._trained)}
+        return [row[name] for name in self.classes.names]
+
     def setup(self, backbone: FrozenClip, classes: ClassSet) -> Adapter:
         """Attach to `backbone`, create the learnable tensors for `classes`, and return self.
 
@@ -424,7 +434,8 @@ class Adapter(nn.Module):
         kept = self.classes.without(names)
         if not len(kept):
             raise LimpetError(f"Removing {', '.join(names)} would leave no class. Keep at least one.")
-        rows = [i for i, name in enumerate(self._trained) if name not in set(names)]
+        removed = set(names)
+        rows = [i for i, name in enumerate(self._trained) if name not in removed]
         for tensor in self.per_class(self.config, self.backbone.spec):
             self.replace_tensor(tensor, getattr(self, tensor).detach()[rows])
         self._trained = tuple(self._trained[i] for i in rows)

@@ -32,6 +32,8 @@ REMEMBERED = 32  # lists of texts whose features are kept
 TEXT_TOKENS = (
     16384  # token rows of one text pass without gradients: large enough to fill a CPU, small in memory
 )
+ACTIVATIONS = 2_000_000_000  # bytes that the text tower keeps for the backward pass, unless `text_memory` says otherwise
+KEPT = 16  # numbers a block keeps of one token and channel: norms, q, k, v, the MLP's four-fold width twice
 
 
 class FrozenClip:
@@ -47,7 +49,8 @@ class FrozenClip:
         logit_scale: factor of the cosine, exponential already taken.
         logit_bias: added to logits (SigLIP), else 0.
         tokenizer: text to ids.
-        text_memory: token rows of one pass while prompts or the text tower are trained; None: all at once.
+        text_memory: token rows of one pass while prompts or the text tower are trained; None: as many as fit into
+            2 GB (see `text_rows`).
         trained_tokens: (vocabulary,), which tokens training ever saw; None where that is not known.
         shares_start: whether texts encoded together share one pass over their first token. Not exact where the
             text tower draws random numbers (dropout).
@@ -259,6 +262,18 @@ class FrozenClip:
             self._texts[key] = features[[place[text] for text in key]]
         return _finish(self._texts[key], normalize)
 
+    @property
+    def text_rows(self) -> int:
+        """Token rows of one pass while prompts or the text tower are trained: beyond them activations are recomputed.
+
+        The number is `text_memory` or, without it, follows from the tower alone and not from the memory that is free now:
+        the last bits of a result depend on it.
+        """
+        if self.text_memory is not None:
+            return self.text_memory
+        each = KEPT * self.spec.text_width * self.spec.text_layers * self.dtype.itemsize
+        return max(1, ACTIVATIONS // max(1, each))
+
     def _text(self, texts: list[Text], offset: int = 0) -> Tensor:
         """Encode texts; causal native towers skip the padding and share the start of text, which is exact.
 
@@ -277,7 +292,7 @@ class FrozenClip:
         order = sorted(range(len(cut)), key=lambda i: len(cut[i]))
         # The first token is the same everywhere (start of text), so it is the shared beginning.
         start = 1 if self.shares_start and len({row[0] for row in cut}) == 1 and len(cut[order[0]]) > 1 else 0
-        recompute = torch.is_grad_enabled() and self.text_memory is not None
+        recompute = torch.is_grad_enabled() and (self.text_memory is not None or sum(map(len, cut)) > self.text_rows)
         budget = self.text_memory if recompute and self.text_memory is not None else TEXT_TOKENS
         step = partial(checkpoint, use_reentrant=False) if recompute else _call
         features: list[Tensor] = []

@@ -40,6 +40,7 @@ class ClassSet:
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
     base_names: tuple[str, ...] = ()
     new_names: tuple[str, ...] = ()
+    _place: Mapping[str, int] = field(init=False, repr=False, compare=False)  # name -> label
 
     def __post_init__(self) -> None:
         names = tuple(self.names)
@@ -91,6 +92,7 @@ class ClassSet:
             "templates": tuple(self.templates),
             "base_names": base,
             "new_names": new,
+            "_place": {name: label for label, name in enumerate(names)},
         }.items():
             object.__setattr__(self, key, value)
 
@@ -127,11 +129,11 @@ class ClassSet:
         Raises:
             RecipeError: there is no such class.
         """
-        if name not in self.texts:
+        if name not in self._place:
             raise RecipeError(
                 f"There is no class {name!r} among the {len(self)} classes.{nearest(name, self.names)}"
             )
-        return self.names.index(name)
+        return self._place[name]
 
     def text(self, name: str) -> str:
         """Return the first text of a class, with spaces for underscores."""

@@ -142,7 +142,7 @@ class DeepPrompts(Adapter):
 
     def encoder_of(self, texts: Sequence[Text], count: int) -> PromptEncoder:
         """An encoder of other texts behind `count` prompt tokens."""
-        return PromptEncoder(self.backbone, texts, count, phrase=self.phrase, memory=self.backbone.text_memory)
+        return PromptEncoder(self.backbone, texts, count, phrase=self.phrase, memory=self.backbone.text_rows)
 
     def start_text_prompts(self, layers: int, count: int, words: str | None) -> nn.Parameter:
         """Text prompts (layers, count, W): the first layer from words, the others random.

@@ -26,7 +26,7 @@ from .image_keys import image_keys
 from .progress import Progress
 from .tokens import image_token_features, token_shape
 
-__all__ = ["CachedFeatures", "as_read", "cache_dir", "cache_size", "clear_cache"]
+__all__ = ["CachedFeatures", "as_read", "cache_dir", "cache_size", "clear_cache", "compute_for"]
 
 _LEAST = 16  # images in a forward pass: products of fewer rows may take another path, and round otherwise
 _FORMAT = 1  # of the cached values; raised whenever the same image would give another feature
@@ -40,6 +40,14 @@ def as_read(adapter: Any, data: Any, augment: Any, seed: int, views: int) -> Any
         return data
     layer, block = "tokens" if needs == "patches" else "output", adapter.token_block(adapter.config, spec)
     return CachedFeatures(data, adapter.backbone, augment, seed, views=views, layer=layer, block=block)
+
+
+def compute_for(loader: Any, epochs: int) -> None:
+    """Compute the cached features that so many epochs of a training loader read, if it reads any."""
+    features = getattr(loader, "features", None) or getattr(getattr(loader, "dataset", None), "source", None)
+    if isinstance(features, CachedFeatures):
+        for view in range(min(epochs, features.view_count)):
+            features.rows("train", view)
 
 
 class CachedFeatures:

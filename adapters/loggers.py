@@ -159,7 +159,7 @@ def log_results(loggers: Sequence[Logger], metrics: Mapping[str, Any]) -> None:
             logger.log_metrics(values, step=step)
             logger.save()
             logger.finalize("success")
-        except Exception as error:  # the run is finished and whole; its folder holds the numbers
+        except Exception as error:  # the run's folder holds the numbers all the same
             warnings.warn(f"{type(logger).__name__} could not log the results: {_line(error)}.", UserWarning, stacklevel=2)
 
 

@@ -73,7 +73,8 @@ class AdaptationModule(lightning.LightningModule):
             raise RunError(
                 f"The loss became {loss.item()} at step {self.global_step}: lower optim.lr, or use trainer.precision=32-true."
             )
-        self.log("loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["path"]))
+        # The mean over all devices, where there are several.
+        self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch["path"]))
         return loss
 
     def _check(self, batch: Batch) -> None:

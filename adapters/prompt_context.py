@@ -103,5 +103,5 @@ class LearnedContext(Adapter):
 
     def encoder_of(self, texts: Sequence[Text]) -> PromptEncoder:
         """A prompt encoder of other texts."""
-        length, memory = self.context.shape[-2], self.backbone.text_memory
+        length, memory = self.context.shape[-2], self.backbone.text_rows
         return PromptEncoder(self.backbone, texts, length, position=self.config.position, memory=memory)

@@ -228,7 +228,8 @@ def _matrix(rows: Sequence[Row], texts: Mapping[str, str]) -> dict[str, Any] | N
     names = list(
         dict.fromkeys([*texts, *(row["label"] for row in rows), *(row["predicted"] for row in rows)])
     )
-    names = [name for name in names if any(name in (row["label"], row["predicted"]) for row in rows)]
+    shown = {row[key] for row in rows for key in ("label", "predicted")}
+    names = [name for name in names if name in shown]
     if not 2 <= len(names) <= _MATRIX:
         return None
     counts = Counter((row["label"], row["predicted"]) for row in rows)

@@ -25,7 +25,7 @@ from .callbacks.progress import TrainingProgress
 from .callbacks.provenance import environment
 from .callbacks.shift import SHIFT
 from .errors import LimpetError, RecipeError, RunError
-from .features import CachedFeatures, as_read
+from .features import CachedFeatures, as_read, compute_for
 from .images_with_features import ImagesWithFeatures
 from .interpolation import post_step
 from .loggers import log_results, named, open_loggers
@@ -154,9 +154,9 @@ def execute(session: Session, run_dir: Path) -> Path:
     files.write_json(run_dir / "env.json", env)
     files.write_json(run_dir / "metrics.json.part", metrics)
     task.write_report(run_dir, metrics, thumbnails(session))
+    log_results(session.loggers, metrics)
     (run_dir / "metrics.json.part").replace(run_dir / "metrics.json")
     more_measures.show(metrics, show.console)
-    log_results(session.loggers, metrics)
     task.show_results(session, metrics, run_dir)
     return run_dir
 
@@ -313,7 +313,7 @@ def gradient_training(
         )
         session.adapter.train()
         if rank() == 0 and trainer.world_size > 1:
-            loader.make()  # what the batches need is cached before other processes ask for it
+            compute_for(loader.make(), recipe.trainer.epochs)  # cached before other processes ask for it
         ready_to_train()
         trainer.fit(module, loader, ckpt_path=usable(run_dir / CHECKPOINT, module))
     leave_group()

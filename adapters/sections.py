@@ -33,7 +33,7 @@ class BackboneConfig:
     pretrained: str | None = None  # an open_clip tag, or a local weights file
     activation: str | None = choice(None, "gelu", "quick_gelu")  # None: what the name and tag imply
     precision: str = choice("fp32", *PRECISIONS)
-    text_memory: int | None = number(None, 1)  # tokens encoded at once; None = all
+    text_memory: int | None = number(None, 1)  # tokens encoded at once; None = what 2 GB hold
     architecture: dict[str, Any] | None = None  # an open_clip model configuration, in place of a known name
 
 

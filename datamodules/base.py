@@ -212,7 +212,8 @@ class DataModule(LightningDataModule):
             raise DataError(
                 f"A class is named twice: {some(sorted(n for n in set(names) if list(names).count(n) > 1))}."
             )
-        number = {self.class_names.index(name): i for i, name in enumerate(names)}
+        label = {name: i for i, name in enumerate(self.class_names)}
+        number = {label[name]: i for i, name in enumerate(names)}
         part = copy.copy(self)
         part.class_names = list(names)
         part.class_texts = {name: list(self.class_texts[name]) for name in names}
@@ -229,11 +230,12 @@ class DataModule(LightningDataModule):
         Raises:
             DataError: a class of the data is missing.
         """
-        missing = [name for name in self.class_names if name not in names]
+        place = {name: i for i, name in enumerate(names)}
+        missing = [name for name in self.class_names if name not in place]
         if missing:
             raise DataError(f"The images of '{missing[0]}' have no label among {some(list(names))}.")
         part = self.restrict(self.class_names)
-        number = [list(names).index(name) for name in self.class_names]
+        number = [place[name] for name in self.class_names]
         part.class_names = list(names)
         part.class_texts = {name: list(self.class_texts.get(name, [default_text(name)])) for name in names}
         part.samples, part._pools = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ class ImageDataset(Dataset[Item]):
             return {**item, "unreadable": error.reason}
         item["label"] = sample.label
         item["image"] = self._transformed(image, sample.index)
-        regions = Regions(sample, image, self.transform)
+        regions = Regions(sample, image, partial(self._transformed, index=sample.index))
         for key in self.keys:
             item[key] = regions(key) if key in KEYS else _extra(sample, key)
         return item
@@ -189,14 +190,25 @@ class EpochSampler(DistributedSampler[Any]):
 
 
 class ImageLoader(DataLoader[Item]):
-    """A loader that notes unreadable images in the main process and skips batches of nothing else."""
+    """A loader that notes unreadable images in the main process and skips batches of nothing else.
+
+    Among several processes a batch is repeated for each that was skipped: those that wait for one another must take as
+    many steps.
+    """
 
     def __iter__(self) -> Any:
-        dataset = self.dataset
+        dataset, owed = self.dataset, 0
+        last: Any = None
         for batch in super().__iter__():
             if isinstance(batch, Mapping) and "unreadable" in batch and isinstance(dataset, ImageDataset):
                 dataset.note(batch["unreadable"])
                 batch = {key: value for key, value in batch.items() if key != "unreadable"}
                 if not batch:
+                    owed += process()[1] > 1
                     continue
+            last = batch
             yield batch
+        if owed and last is None:
+            raise DataError(f"None of the images that process {process()[0] + 1} of {process()[1]} was to read can be decoded.")
+        for _ in range(owed):
+            yield last

@@ -152,7 +152,7 @@ class CLAP(Adapter):
 
     def add_classes(self, classes: ClassSet, batches: Iterable[Batch] | None = None) -> None:
         """Start a new class from its text."""
-        new = [name for name in classes.names if name not in self._trained]
+        new = self.untrained(classes)
         super().add_classes(classes, batches)
         rows = [classes.index(name) for name in new]
         text = self.raw_text_weights()[rows]

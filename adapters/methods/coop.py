@@ -62,12 +62,12 @@ class CoOp(LearnedContext):
             return super().compute_class_weights()
         context: Tensor = self.context
         if self.classes.names != self._trained:
-            context = context[[self._trained.index(name) for name in self.classes.names]]
+            context = context[self.trained_rows()]
         return F.normalize(self.encoder()(context, class_specific=True), dim=-1)
 
     def check_classes(self, classes: ClassSet) -> None:
         """A class-specific context knows only the classes it was trained on."""
-        missing = [name for name in classes.names if name not in self._trained]
+        missing = self.untrained(classes)
         if self._specific(self.config) and missing:
             raise NeedsImages(
                 f"CoOp with class-specific contexts has none for '{missing[0]}': it needs images of the new classes. "

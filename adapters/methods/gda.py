@@ -329,7 +329,7 @@ class GDA(Adapter):
 
     def check_classes(self, classes: ClassSet) -> None:
         """Without neighbours of its text, a class needs images."""
-        missing = [name for name in classes.names if name not in self._trained]
+        missing = self.untrained(classes)
         if missing and not self.config.neighbours:
             raise NeedsImages(
                 f"GDA has no Gaussian for '{missing[0]}': it needs images of the new classes. method=gda_base_to_new makes "
@@ -338,7 +338,7 @@ class GDA(Adapter):
 
     def add_classes(self, classes: ClassSet, batches: Iterable[Batch] | None = None) -> None:
         """Take in the samples of the new classes: the result is that of a fit to all samples at once."""
-        new = [name for name in classes.names if name not in self._trained]
+        new = self.untrained(classes)
         if batches is None:
             self.check_classes(classes)
         before, state = self._trained, {name: getattr(self, name) for name in self.data_sized()}

@@ -154,17 +154,17 @@ class LinearProbe(Adapter):
 
     def logits(self, batch: Batch) -> Tensor:
         """W f + b (B, C)."""
-        rows = [self._trained.index(name) for name in self.classes.names]
+        rows = self.trained_rows()
         return self._input(batch) @ self.weight[rows].T + self.bias[rows]
 
     def linear_head(self) -> tuple[Tensor, Tensor, bool]:
         """W and b."""
-        rows = [self._trained.index(name) for name in self.classes.names]
+        rows = self.trained_rows()
         return self.weight[rows], self.bias[rows], self.config.normalize
 
     def check_classes(self, classes: ClassSet) -> None:
         """Only classes with a row of W can be answered about."""
-        missing = [name for name in classes.names if name not in self._trained]
+        missing = self.untrained(classes)
         if missing:
             raise NeedsImages(f"The linear probe has no weights for '{missing[0]}': it needs images of the new classes.")
 
@@ -173,7 +173,7 @@ class LinearProbe(Adapter):
 
         The new logits are not calibrated against the old ones; a note says so.
         """
-        new = [name for name in classes.names if name not in self._trained]
+        new = self.untrained(classes)
         if new and batches is None:
             raise NeedsImages(f"The linear probe needs images of '{new[0]}' to add it.")
         if new:

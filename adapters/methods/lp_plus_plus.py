@@ -134,24 +134,24 @@ class LPPlusPlus(Adapter):
 
     def logits(self, batch: Batch) -> Tensor:
         """Linear score plus weighted text score (B, C)."""
-        rows = [self._trained.index(name) for name in self.classes.names]
+        rows = self.trained_rows()
         features = self.encode_image(batch)
         return features @ self.weight[rows].T + self.bias[rows] + self.alpha[rows] * (features @ self.class_weights().T)
 
     def linear_head(self) -> tuple[Tensor, Tensor, bool]:
         """W with the weighted text added, and b."""
-        rows = [self._trained.index(name) for name in self.classes.names]
+        rows = self.trained_rows()
         return self.weight[rows] + self.alpha[rows, None] * self.class_weights(), self.bias[rows], True
 
     def check_classes(self, classes: ClassSet) -> None:
         """Only classes with a row of W can be answered about."""
-        missing = [name for name in classes.names if name not in self._trained]
+        missing = self.untrained(classes)
         if missing:
             raise NeedsImages(f"LP++ has no weights for '{missing[0]}': it needs images of the new classes.")
 
     def add_classes(self, classes: ClassSet, batches: Iterable[Batch] | None = None) -> None:
         """Imprint a row for each new class: its mean feature at the mean norm of the others, their mean bias and alpha."""
-        new = [name for name in classes.names if name not in self._trained]
+        new = self.untrained(classes)
         if batches is None:
             self.check_classes(classes)
         features, labels = self._collect(batches or ())

@@ -87,7 +87,7 @@ class NearestMean(Adapter):
 
     def means(self) -> Tensor:
         """Image mean of each class asked about, unit norm (C, D), float64; zeros where there is no image."""
-        rows = [self._trained.index(name) for name in self.classes.names]
+        rows = self.trained_rows()
         return F.normalize(self.total[rows], dim=-1)
 
     def compute_class_weights(self) -> Tensor:
@@ -127,13 +127,13 @@ class NearestMean(Adapter):
 
     def check_classes(self, classes: ClassSet) -> None:
         """Only classes with a mean can be answered about."""
-        missing = [name for name in classes.names if name not in self._trained]
+        missing = self.untrained(classes)
         if missing:
             raise NeedsImages(f"Nearest mean has no mean of '{missing[0]}': it needs images of the new classes.")
 
     def add_classes(self, classes: ClassSet, batches: Iterable[Batch] | None = None) -> None:
         """Sum up the samples of the new classes; those of the others do not change."""
-        new = [name for name in classes.names if name not in self._trained]
+        new = self.untrained(classes)
         if new and batches is None:
             self.check_classes(classes)
         given = list(batches or ())

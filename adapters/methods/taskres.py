@@ -69,7 +69,7 @@ class TaskRes(Adapter):
 
     def add_classes(self, classes: ClassSet, batches: Iterable[Batch] | None = None) -> None:
         """Start a new class from its text: residual zero."""
-        new = [name for name in classes.names if name not in self._trained]
+        new = self.untrained(classes)
         zeros = self.residual.new_zeros(len(new), self.residual.shape[1])
         self.replace_tensor("residual", torch.cat([self.residual.detach(), zeros]))
         self._trained = (*self._trained, *new)

@@ -171,7 +171,7 @@ class TipAdapter(Adapter):
 
     def add_classes(self, classes: ClassSet, batches: Iterable[Batch] | None = None) -> None:
         """Append the keys of the new classes; scores of the old classes do not change. Without images: zero-shot columns."""
-        self._trained = (*self._trained, *(name for name in classes.names if name not in self._trained))
+        self._trained = (*self._trained, *self.untrained(classes))
         super().add_classes(classes, batches)
         if batches is not None:
             self._append(batches, classes)

@@ -10,6 +10,7 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import warnings
@@ -187,3 +188,25 @@ def finished(tmp_path_factory, draw):
     )  # fmt: skip
     assert answer.code == 0, answer.err
     return fish, place / "runs" / "fish" / "001"
+
+
+@pytest.fixture(scope="session")
+def separately():
+    """separately(place, "-m", "limpet", "fit", ...) -> what `python -m limpet fit ...` gave in the folder `place`.
+
+    Its cache lies in `place`, too. Its interpreter, and those of all processes it starts, begin with the lines `site`.
+    """
+
+    def run(place, *command, site="", **environment):
+        (place / "site").mkdir(parents=True, exist_ok=True)
+        (place / "site" / "sitecustomize.py").write_text(site)
+        outside = ("LIMPET", "SLURM", "MASTER", "TORCHELASTIC")
+        env = {key: value for key, value in os.environ.items() if not key.startswith(outside)}
+        env |= {"LIMPET_CACHE": str(place / "cache"), "PYTHONPATH": str(place / "site"), "PYTHONDONTWRITEBYTECODE": "1"}
+        env |= {"OMP_NUM_THREADS": "1", "COLUMNS": "120", **environment}
+        words = [sys.executable, *map(str, command)]
+        done = subprocess.run(words, cwd=place, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done
+
+    return run

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.slow
 
 CHOSEN = [
     ("fit", "torn", r"rename.*last\.ckpt:2"),  # a checkpoint is half written
+    ("fit", "kill", r"rename.*\.metrics\.csv\.part:7"),  # all is done but the last row of the log
     ("caching", "torn", r"rename.*\.rows:3"),  # so are features
     ("grid", "kill", r"rename.*seed=2/.*metrics\.json:1"),  # the second cell is all but finished
     ("stream", "kill", r"rename.*stream\.json:1"),  # the first session has an artefact, but is not noted as done

@@ -4,23 +4,37 @@ import json
 import time
 from pathlib import Path
 
+import pytest
 from limpet.datamodules import load
 from limpet.datamodules.configs import TableConfig
 from PIL import Image
 
+MEMORY = 4500  # MiB, of which libraries take about one thousand, and activations two
+PEAK = """
+import resource, sys
+from limpet.cli import main
+code = main(sys.argv[1:])
+print(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MiB")
+sys.exit(code)
+"""
 
-def test_a_table_of_200000_rows_opens(tmp_path):
+
+def write_table(root, rows):
+    """A table of rows (label, split), whose images are links to four."""
     originals = []
     for number in range(4):
-        Image.new("RGB", (8, 8), (number * 60, 0, 0)).save(tmp_path / f"original{number}.png")
-        originals.append(tmp_path / f"original{number}.png")
-    folder = tmp_path / "images"
-    folder.mkdir()
+        Image.new("RGB", (8, 8), (number * 60, 0, 0)).save(root / f"original{number}.png")
+        originals.append(root / f"original{number}.png")
+    (root / "images").mkdir()
     lines = ["path,label,split"]
-    for number in range(200_000):
-        (folder / f"{number}.png").symlink_to(originals[number % 4])
-        lines.append(f"images/{number}.png,species {number % 200},{('train', 'test')[number % 2]}")
-    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    for number, (label, split) in enumerate(rows):
+        (root / "images" / f"{number}.png").symlink_to(originals[number % 4])
+        lines.append(f"images/{number}.png,{label},{split}")
+    (root / "labels.csv").write_text("\n".join(lines))
+
+
+def test_a_table_of_200000_rows_opens(tmp_path):
+    write_table(tmp_path, ((f"species {number % 200}", ("train", "test")[number % 2]) for number in range(200_000)))
     start = time.perf_counter()
     data = load(TableConfig(root=str(tmp_path), shots="16"), 1)
     data.setup()
@@ -48,3 +62,18 @@ def test_500_runs_are_compared(finished, tmp_path, ask):
     print(f"500 runs in {time.perf_counter() - start:.1f} s")
     assert answer.code == 0
     assert all(f"method{n}" in answer.out for n in range(10)) and "49.0" in answer.out
+
+
+@pytest.mark.slow
+def test_21000_classes_fit_in_memory(separately, tmp_path):
+    """CoOp, and the zero-shot classifier that every run is compared with."""
+    write_table(tmp_path, ((f"species {number}", "test" if number % 100 == 0 else "train") for number in range(21_000)))
+    words = ["data.shots=1", "data.augment=none", "trainer=cpu", "trainer.threads=1", "trainer.max_steps=2", "method=coop"]
+    done = separately(tmp_path, "-c", PEAK, "fit", "fish", "data=table", "data.root=.", "backbone=limpet-tiny", *words)
+    peak = int(done.stdout.split("peak ")[-1].split()[0])
+    print(f"21,000 classes in {peak} MiB")
+    (metrics,) = tmp_path.glob("runs/fish/001/metrics.json")
+    found = json.loads(metrics.read_text())
+    assert found["results"]["all"]["classes"] == found["zero_shot"]["all"]["classes"] == 21_000
+    assert found["results"]["all"]["images"] == 210
+    assert peak < MEMORY

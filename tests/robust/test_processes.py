@@ -10,7 +10,7 @@ import pytest
 import torch
 from limpet import ranks
 from limpet.datamodules import load
-from limpet.datamodules.configs import PretrainingConfig, ReefConfig
+from limpet.datamodules.configs import FolderConfig, PretrainingConfig, ReefConfig
 from limpet.datamodules.pretraining import MixedLoader
 from limpet.datamodules.pretraining_sources import shape_source
 from limpet.errors import RunError
@@ -60,6 +60,18 @@ def test_every_training_image_is_in_one_batch_of_one_process(ranks, group):
         loader.sampler.set_epoch(3)
         seen += [path for batch in loader for path in batch["path"]]
     assert len(seen) == len(set(seen)) == 16
+
+
+def test_processes_take_as_many_steps_where_a_batch_cannot_be_read(group, draw, tmp_path):
+    root, steps, unreadable = draw(tmp_path / "fish", species=2, images=8), [], []
+    for rank in range(2):
+        group(rank, 2)
+        data = load(FolderConfig(root=str(root), shots="all", batch_size=1), 1)
+        data.setup()
+        data.samples["train"][0].file.write_bytes(b"no image")
+        steps.append(len(list(data.train_dataloader())))
+        unreadable += data.unreadable
+    assert steps[0] == steps[1] == len(data.train_dataloader()) and len(unreadable) == 1
 
 
 def test_mixed_batches_are_dealt_out_and_know_the_captions_of_all(group):

@@ -51,6 +51,18 @@ def test_rows_that_share_image_and_class_are_one_sample(tmp_path):
     assert {s.group for s in data.samples["test"] if s.path.startswith("a")} == {"a.png"}
 
 
+def test_regions_are_augmented_as_their_image_is():
+    data = load(ReefConfig(species=2, train=2, val=1, test=1, shots="all"), seed=1)
+    data.setup()
+    data.ask_for(("crops",))
+    data.set_transforms(lambda image: squash(image) + torch.rand(()), squash)
+    one, again = (data.dataset("train", augment=True)[0] for _ in range(2))
+    assert torch.equal(one["crops"], again["crops"]) and torch.equal(one["image"], again["image"])
+    plain = data.dataset("train")[0]
+    shifts = [(one[key] - plain[key]).mean() for key in ("image", "crops")]
+    torch.testing.assert_close(shifts[0], shifts[1])
+
+
 def test_relative_boxes_and_boxes_beyond_the_border(tmp_path):
     picture(tmp_path / "a.png")
     data = table(tmp_path, "path,label,split,x0,y0,x1,y1\na.png,cod,test,0.25,0,1,0.5\n")

@@ -79,6 +79,16 @@ def test_chunks_stay_within_the_budget(clip):
     assert len(rows) % (2 * LAYERS) == 0 and len(rows) > 4 * LAYERS
 
 
+def test_memory_is_bounded_where_nothing_is_set(clip, monkeypatch):
+    """The same with room for a hundred rows: a block keeps sixteen numbers of four bytes for each of 24 channels."""
+    monkeypatch.setattr("limpet.backbone.ACTIVATIONS", 100 * LAYERS * 16 * 4 * 24)
+    adapter = CoOp(CoOpConfig()).setup(clip, class_set(60)).train()
+    with rows_of(clip.model.transformer) as rows:
+        adapter.class_weights().sum().backward()
+    assert max(rows) <= 100
+    assert len(rows) % (2 * LAYERS) == 0 and len(rows) > 4 * LAYERS
+
+
 def test_maple_computes_prompt_rows_only_where_they_are_read(clip):
     adapter = MaPLe(MaPLeConfig(2, 3)).setup(clip, class_set(30)).train()
     batch = {"image": torch.zeros(3, 3, 32, 32), "label": torch.tensor([0, 1, 2])}
