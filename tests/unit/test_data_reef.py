@@ -1,4 +1,4 @@
-"""Drawn fish: the same everywhere, distinct, with boxes; two looks."""
+"""Drawn fish: the same everywhere, distinct, with boxes; three looks."""
 
 import numpy as np
 import pytest
@@ -98,6 +98,18 @@ def test_looks_as_domains():
     assert {sample.domain for sample in shifted.samples["train"]} == {"clear"}
     assert {sample.domain for sample in shifted.samples["test"]} == {"murky"}
     assert len(shifted.samples["test"]) == 12
+
+
+def test_deep_water_shows_the_same_fish_with_little_red_and_contrast():
+    clear, deep = _reef(look="clear"), _reef(look="deep")
+    for one, two in zip(clear.samples["test"], deep.samples["test"], strict=True):
+        assert two.domain == "deep" and clear.content_key(one) != deep.content_key(two)
+        bright, dim = clear.reader(one), deep.reader(two)
+        assert dim.info["boxes"] == bright.info["boxes"]
+        assert np.array_equal(np.asarray(dim), np.asarray(deep.reader(two)))  # the noise, too
+        before, after = (np.asarray(image, dtype=float).mean((0, 1)) for image in (bright, dim))
+        assert after[0] / after[2] < 0.75 * before[0] / before[2]
+        assert np.asarray(dim).std((0, 1)).mean() < np.asarray(bright).std((0, 1)).mean()
 
 
 def test_content_key_follows_the_drawing():
