@@ -202,7 +202,7 @@ def _sentences(classifier: Classifier, cut: Cut | None, threshold: float, found:
             "so trust them less."
         )
     answered = count - len(found.broken)
-    if threshold > 0:
+    if threshold > 0 or cut is not None:
         text = f"Abstained from {found.abstained} of {answered} images (less sure than {100 * threshold:.1f} %)"
         if cut is not None and known is not None:
             text += (

@@ -281,6 +281,6 @@ def test_two_devices_make_one_run_a_cell(command):
     cells = [p for p in grid.iterdir() if p.is_dir()]
     assert len(cells) == 2 and out.count("run folder:") == 2
     for cell in cells:
-        assert {p.name for p in cell.iterdir()} == RUN_FOLDER
+        assert {p.name for p in cell.iterdir()} == RUN_FOLDER | {"cell.json"}
         assert json.loads((cell / "metrics.json").read_text())["results"]["joint"]["images"] == 12
         assert len(rows(cell / "predictions.csv")) == 6 + 6 + 12

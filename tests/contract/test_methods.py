@@ -146,7 +146,8 @@ def test_overfits_eight_images(build, method):
     adapter.eval()
     accuracy = (answer(adapter, [batch]).argmax(1) == batch["label"]).float().mean()
     assert accuracy >= 0.75
-    assert last < 0.5 * first or (last < first and accuracy == 1)  # a penalty keeps the loss from zero
+    # A penalty keeps the loss from zero, or a cache that holds the images themselves knows them from the start.
+    assert last < 0.5 * first or (accuracy == 1 and (last < first or first < 1e-6))
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(method, tmp_path, monkeypatch):
