@@ -266,4 +266,5 @@ def test_class_names_of_folders_go_through_a_whole_command(shown, ask, tmp_path)
     with (tmp_path / "runs/quickstart/001/per_class.csv").open(encoding="utf-8", newline="") as file:
         assert {row["class"] for row in csv.DictReader(file)} == {shown, "other"}
     ask("predict", tmp_path / "runs/quickstart/001", tmp_path / "data", "--out", tmp_path / "p.csv")
-    assert {row["label"] for row in rows(tmp_path / "p.csv").values()} <= {shown, "other"}
+    safe = "'=1+1" if shown == "=1+1" else shown  # a table of answers is opened in spreadsheets: nothing in it is a formula
+    assert {row["label"] for row in rows(tmp_path / "p.csv").values()} <= {safe, "other"}
