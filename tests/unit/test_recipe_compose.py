@@ -207,7 +207,7 @@ def test_method_config_fills_the_methods_own_dataclass():
         recipe.method_config(Config)
     del recipe.method_written.items["class_specific"]
     config = recipe.method_config(Config)
-    assert config == Config(16, "no", "end", [7.0, 3.0], 0.002, ["no", "007", "${x}"])
+    assert config == Config(4, "no", "end", [7.0, 3.0], 0.002, ["no", "007", "${x}"])
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,15 @@ def test_packaged_benchmarks_follow_the_papers():
     eleven = facts.read_json("data_sets.json")["few_shot_11"]
     cells = {path.stem: recipe.load(f"benchmarks/{path.stem}") for path in folder.glob("*.yaml")}
     sizes = {name: len(grid) for name, grid in cells.items()}
-    assert sizes == {"few_shot_11": 1485, "base_to_new_11": 231, "cross_dataset": 15, "domain_generalisation": 15, "cifar100": 90}
+    own = {"own_images": 300, "continual": 30}  # of a folder of one's own, by no paper
+    assert sizes == {
+        "few_shot_11": 1485, "base_to_new_11": 231, "cross_dataset": 15, "domain_generalisation": 15, "cifar100": 90, **own
+    }  # fmt: skip
+    assert {(c.cell["method"], c.continual.name) for c in cells["continual"]} == {
+        (m, r) for m in ("lora", "coop") for r in ("none", "lwf", "vr_lwf", "zscl", "replay")
+    }
+    assert {c.trainer.epochs for c in cells["continual"]} == {20}
+    assert {c.trainer.epochs for c in cells["own_images"] if c.cell["method"] in ("lora", "maple")} == {10}
     few = [cell for cell in cells["few_shot_11"] if cell.seed == 1]
     assert {c.data.dataset for c in few} == set(eleven) and {c.data.sampling for c in few} == {"dassl"}
     epochs = {(c.data.dataset, c.data.shots): c.trainer.epochs for c in few if c.cell["method"] == "coop"}
