@@ -293,7 +293,7 @@ class FrozenClip:
         # The first token is the same everywhere (start of text), so it is the shared beginning.
         start = 1 if self.shares_start and len({row[0] for row in cut}) == 1 and len(cut[order[0]]) > 1 else 0
         recompute = torch.is_grad_enabled() and (self.text_memory is not None or sum(map(len, cut)) > self.text_rows)
-        budget = self.text_memory if recompute and self.text_memory is not None else TEXT_TOKENS
+        budget = self.text_rows if recompute else TEXT_TOKENS
         step = partial(checkpoint, use_reentrant=False) if recompute else _call
         features: list[Tensor] = []
         for part in _portions([len(cut[i]) for i in order], budget):

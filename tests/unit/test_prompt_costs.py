@@ -7,6 +7,8 @@ import torch
 from limpet.classes import ClassSet
 from limpet.methods.coop import Config as CoOpConfig
 from limpet.methods.coop import CoOp
+from limpet.methods.fine_tune import Config as FineTuneConfig
+from limpet.methods.fine_tune import FineTune
 from limpet.methods.maple import Config as MaPLeConfig
 from limpet.methods.maple import MaPLe
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
@@ -84,6 +86,15 @@ def test_memory_is_bounded_where_nothing_is_set(clip, monkeypatch):
     monkeypatch.setattr("limpet.backbone.ACTIVATIONS", 100 * LAYERS * 16 * 4 * 24)
     adapter = CoOp(CoOpConfig()).setup(clip, class_set(60)).train()
     with rows_of(clip.model.transformer) as rows:
+        adapter.class_weights().sum().backward()
+    assert max(rows) <= 100
+    assert len(rows) % (2 * LAYERS) == 0 and len(rows) > 4 * LAYERS
+
+
+def test_memory_of_a_trained_text_tower_is_bounded_alike(clip, monkeypatch):
+    monkeypatch.setattr("limpet.backbone.ACTIVATIONS", 100 * LAYERS * 16 * 4 * 24)
+    adapter = FineTune(FineTuneConfig(towers="text")).setup(clip, class_set(60)).train()
+    with rows_of(adapter.clip.model.transformer) as rows:
         adapter.class_weights().sum().backward()
     assert max(rows) <= 100
     assert len(rows) % (2 * LAYERS) == 0 and len(rows) > 4 * LAYERS
