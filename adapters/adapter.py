@@ -160,10 +160,10 @@ class Adapter(nn.Module):
         known = set(self._trained)
         return [name for name in classes.names if name not in known]
 
-    def trained_rows(self) -> list[int]:
-        """Row in the tensors of `per_class` of every class asked about."""
+    def trained_rows(self, classes: ClassSet | None = None) -> list[int]:
+        """Row in the tensors of `per_class` of every class of `classes`; of those asked about where none are given."""
         row = {name: i for i, name in enumerate(self._trained)}
-        return [row[name] for name in self.classes.names]
+        return [row[name] for name in (self.classes if classes is None else classes).names]
 
     def setup(self, backbone: FrozenClip, classes: ClassSet) -> Adapter:
         """Attach to `backbone`, create the learnable tensors for `classes`, and return self.

@@ -86,13 +86,13 @@ class TipAdapter(Adapter):
         self._append(batches, self.classes)
 
     def _append(self, batches: Iterable[Batch], classes: ClassSet) -> None:
-        keys, owner = [self.keys.detach()], [self.owner]
+        keys, owner, rows = [self.keys.detach()], [self.owner], self.trained_rows(classes)
         self.support_paths += [""] * (len(self.owner) - len(self.support_paths))  # an older artefact has none
         for batch in batches:
             views = batch["views"].to(self.keys)
             keys.append(F.normalize(views.mean(1), dim=-1))
             self.support_paths += list(batch.get("path", [""] * len(views)))
-            number = [self._trained.index(classes.names[i]) for i in batch["label"].tolist()]
+            number = [rows[i] for i in batch["label"].tolist()]
             owner.append(torch.tensor(number, dtype=torch.long, device=self.owner.device))
         self.keys = nn.Parameter(torch.cat(keys), requires_grad=self.config.finetune)
         self.owner = torch.cat(owner)
