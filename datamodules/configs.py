@@ -316,6 +316,8 @@ class PretrainingConfig(DataConfig):
         photo_share, shape_share, fish_share: share of a batch from each source.
         fine_share: how often a photograph is called by the finer name of its file.
         shapes: drawn scenes of shapes.
+        unnamed_share: share of them in a colour that no caption names, from 0 to 1.
+        twins: whether they come in pairs that differ in one attribute, which the captions tell.
         fish: drawn scenes of fish.
         named_fish: the first so many reef species appear under their own names; the others are never named.
         smallest_crop: least share of a photograph's area that a random crop keeps.
@@ -335,6 +337,8 @@ class PretrainingConfig(DataConfig):
     fish_share: float = 0.15
     fine_share: float = 0.4
     shapes: int = 24000
+    unnamed_share: float = 0.0
+    twins: bool = False
     fish: int = 10000
     named_fish: int = 8
     smallest_crop: float = 0.4

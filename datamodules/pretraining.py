@@ -89,7 +89,7 @@ class PretrainingDataModule(DataModule):
             training = [self._photos[sample.extra["number"]] for sample in self.samples["train"]]
             made: list[tuple[Callable[[], Source], float]] = [
                 (lambda: photo_source(training, config.photo_size, config.fine_share), config.photo_share),
-                (lambda: shape_source(config.shapes, config.size, config.drawing_seed), config.shape_share),
+                (lambda: shape_source(config.shapes, config.size, config.drawing_seed, config.unnamed_share, config.twins), config.shape_share),
                 (lambda: fish_source(config.fish, config.size, config.drawing_seed, config.named_fish), config.fish_share),
             ]
             total = sum(share for _, share in made)
@@ -179,7 +179,7 @@ class MixedLoader:
         place = step * count
         while len(found) < count:
             turn, start = divmod(place + len(found), len(source))
-            order = _order(self._seed, source.name, turn, len(source))
+            order = _order(self._seed, source.name, turn, len(source), source.together)
             found += order[start : start + count - len(found)].tolist()
         return found
 
@@ -187,12 +187,15 @@ class MixedLoader:
 _orders: dict[tuple[int, str, int, int], Any] = {}
 
 
-def _order(seed: int, name: str, turn: int, length: int) -> Any:
+def _order(seed: int, name: str, turn: int, length: int, together: int) -> Any:
+    """Numbers from 0 to below `length` in random order, each `together` after each other as they are."""
     key = (seed, name, turn, length)
     if key not in _orders:
         for old in [k for k in _orders if k[:2] == key[:2] and k[2] < turn - 1]:
             del _orders[old]
-        _orders[key] = np.random.default_rng(list(digest("pretraining order", *key))).permutation(length)
+        groups = np.random.default_rng(list(digest("pretraining order", *key))).permutation(-(-length // together))
+        order = (groups[:, None] * together + np.arange(together)).ravel()
+        _orders[key] = order[order < length]
     return _orders[key]
 
 

@@ -23,7 +23,20 @@ from .fewshot import digest
 from .images import is_image_name
 from .reef_drawing import draw_scene
 from .reef_species import NAMES, SPECIES, Species
-from .shapes_drawing import COLOURS, NUMBERS, SHAPES, Scene, draw_shapes, random_scene
+from .shapes_drawing import (
+    COLOURS,
+    FACES,
+    FACING,
+    NUMBERS,
+    PATTERNS,
+    POSITIONS,
+    SHAPES,
+    SIZES,
+    Scene,
+    draw_shapes,
+    random_scene,
+    unnamed_colour,
+)
 
 Caption = tuple[str, frozenset[str]]
 """A text and the facts it claims."""
@@ -33,6 +46,7 @@ PHOTO_TEMPLATES = (
     "a good photo of the {}.", "a close-up photo of a {}.", "the {}.", "{}",
 )  # fmt: skip
 PEOPLE = ("baby", "boy", "girl", "man", "woman")  # whose file names in CIFAR-100 hold slurs: only class names are used
+FACING_TWINS = 0.25  # share of pairs of scenes that show a shape with a left and a right
 DRAWN_TEMPLATES = ("a photo of {}.", "a drawing of {}.", "{}.", "a picture of {}.", "{}")
 
 
@@ -45,12 +59,14 @@ class Source:
         images: (N, 3, S, S) uint8.
         facts: what is true of each image.
         caption: (number of the image, source of randomness) -> a caption that is true of it.
+        together: so many images after each other belong into the same batch.
     """
 
     name: str
     images: NDArray[np.uint8]
     facts: list[frozenset[str]]
     caption: Callable[[int, random.Random], Caption]
+    together: int = 1
 
     def __len__(self) -> int:
         return len(self.facts)
@@ -143,17 +159,21 @@ def held_out(colour: str, shape: str) -> bool:
 
 def shape_facts(scene: Scene) -> frozenset[str]:
     """Everything true of a scene of shapes."""
-    facts = {f"shape {scene.shape}", f"colour {scene.colour}", f"pattern {scene.pattern}", f"count {scene.count}"}
+    facts = {f"shape {scene.shape}", f"pattern {scene.pattern}", f"count {scene.count}"}
+    facts |= {f"colour {scene.colour}"} if scene.colour in COLOURS else set()
     for key in ("size", "position", "facing"):
         value = getattr(scene, key)
         facts |= {f"{key} {value}"} if value else set()
     return frozenset(facts)
 
 
-def shape_caption(scene: Scene, rng: random.Random) -> Caption:
-    """A caption that names some of the attributes of a scene; the shape or the colour always."""
+def shape_caption(scene: Scene, rng: random.Random, about: str = "") -> Caption:
+    """A caption that names some of the attributes of a scene: always the one it is `about`, without one the shape or colour."""
     told = {key for key in ("colour", "shape", "pattern", "count", "size", "position", "facing") if rng.random() < 0.55}
-    told |= {rng.choice(("shape", "shape", "colour"))}
+    told |= {about or rng.choice(("shape", "shape", "colour"))}
+    if scene.colour not in COLOURS:
+        told -= {"colour"}
+        told |= set() if about else {"shape"}
     claims: set[str] = set()
     words: list[str] = []
     many = scene.count > 1
@@ -198,12 +218,51 @@ def place_words(position: str) -> str:
     return {"top": "at the top", "bottom": "at the bottom", "centre": "in the centre"}.get(position, f"on the {position}")
 
 
-def shape_source(number: int, size: int, seed: int) -> Source:
-    """Drawn scenes of shapes, without the held-out combinations of colour and shape."""
+def shape_source(number: int, size: int, seed: int, unnamed: float = 0.0, twins: bool = False) -> Source:
+    """Drawn scenes of shapes, without the held-out combinations of colour and shape.
+
+    Args:
+        number: of scenes.
+        size: height and width in pixels.
+        seed: of the drawings.
+        unnamed: share of the scenes in a colour that no word is used for, so that shapes are learned apart from colours.
+        twins: whether each second scene is the one before but for one attribute, which the captions of both tell.
+    """
     rng = random.Random(digest("pretraining shapes", seed))
-    scenes = [random_scene(rng, held_out) for _ in range(number)]
+    scenes: list[Scene] = []
+    about: list[str] = []
+    while len(scenes) < number:
+        given: dict[str, object] = {}
+        if unnamed and rng.random() < unnamed:
+            given["colour"] = unnamed_colour(rng)
+        if twins and rng.random() < FACING_TWINS:
+            given["facing"] = rng.choice(FACING)
+        scene = random_scene(rng, lambda colour, shape: colour in COLOURS and held_out(colour, shape), **given)
+        other, key = twin(scene, rng) if twins else (scene, "")
+        scenes += [scene, other] if twins else [scene]
+        about += [key] * (1 + twins)
+    del scenes[number:]
     images = np.stack([np.asarray(draw_shapes(s, f"{seed}/{i}", size)).transpose(2, 0, 1) for i, s in enumerate(scenes)])
-    return Source("shapes", images, [shape_facts(s) for s in scenes], lambda n, rng: shape_caption(scenes[n], rng))
+    facts = [shape_facts(s) for s in scenes]
+    return Source("shapes", images, facts, lambda n, rng: shape_caption(scenes[n], rng, about[n]), together=1 + twins)
+
+
+def twin(scene: Scene, rng: random.Random) -> tuple[Scene, str]:
+    """A scene that differs in one attribute, and the name of that attribute; never a held-out combination."""
+    choices: dict[str, list[object]] = {
+        "shape": [s for s in (FACES if scene.facing else SHAPES) if scene.colour not in COLOURS or not held_out(scene.colour, s)],
+        "colour": [c for c in COLOURS if not held_out(c, scene.shape)] if scene.colour in COLOURS else [],
+        "pattern": list(PATTERNS),
+        "count": [] if scene.size or scene.position else [1, 2, 3, 4, 5],
+        "size": list(SIZES) if scene.size else [],
+        "position": list(POSITIONS) if scene.position else [],
+        "facing": list(FACING) if scene.facing else [],
+    }
+    different = {key: [v for v in values if v != getattr(scene, key)] for key, values in choices.items()}
+    keys = [key for key, values in different.items() if values]
+    key = "facing" if scene.facing and rng.random() < 0.5 else rng.choice(keys)
+    other = replace(scene, **{key: rng.choice(different[key])})  # type: ignore[arg-type]
+    return (replace(other, position=None) if other.size == "large" else other), key
 
 
 # Fish

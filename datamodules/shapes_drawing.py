@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +27,7 @@ SIZES = {"small": (0.17, 0.26), "large": (0.52, 0.70)}  # diameter as a share of
 MEDIUM = (0.30, 0.46)
 POSITIONS = {"left": (0.24, 0.5), "right": (0.76, 0.5), "top": (0.5, 0.24), "bottom": (0.5, 0.76), "centre": (0.5, 0.5)}
 FACING = ("left", "right")
+UNNAMED = 60  # distance of a colour without a name from the named ones
 NUMBERS = ("one", "two", "three", "four", "five")
 Point = tuple[float, float]
 
@@ -112,7 +114,7 @@ class Scene:
 
     Attributes:
         shape: key of `SHAPES`.
-        colour: key of `COLOURS`.
+        colour: key of `COLOURS`, or "#rrggbb" for a colour that none of them names.
         pattern: one of `PATTERNS`.
         count: how many, 1 to 5.
         size: "small", "large", or None in between.
@@ -127,6 +129,22 @@ class Scene:
     size: str | None = None
     position: str | None = None
     facing: str | None = None
+
+
+def rgb(colour: str) -> tuple[int, int, int]:
+    """Red, green and blue, 0 to 255, of the colour of a scene."""
+    if colour in COLOURS:
+        return COLOURS[colour]
+    red, green, blue = bytes.fromhex(colour.removeprefix("#"))
+    return red, green, blue
+
+
+def unnamed_colour(rng: random.Random) -> str:
+    """A colour as "#rrggbb" that lies apart from all of `COLOURS`: at least 60 in red, green and blue together."""
+    while True:
+        drawn = (rng.randrange(256), rng.randrange(256), rng.randrange(256))
+        if min(math.dist(drawn, named) for named in COLOURS.values()) >= UNNAMED:
+            return "#" + bytes(drawn).hex()
 
 
 def random_scene(rng: random.Random, avoid: Callable[[str, str], bool] | None = None, **given: object) -> Scene:
@@ -169,14 +187,14 @@ def draw_shapes(scene: Scene, seed: int | str = 0, size: int = 64) -> Image.Imag
         DataError: an attribute has a value that cannot be drawn.
     """
     if (
-        scene.shape not in SHAPES or scene.colour not in COLOURS or scene.pattern not in PATTERNS
+        scene.shape not in SHAPES or not (scene.colour in COLOURS or re.fullmatch("#[0-9a-f]{6}", scene.colour)) or scene.pattern not in PATTERNS
         or not 1 <= scene.count <= 5 or scene.size not in (None, *SIZES) or scene.position not in (None, *POSITIONS)
         or scene.facing not in (None, *FACING)
     ):  # fmt: skip
         raise DataError(f"A scene of shapes cannot be drawn from {scene}.")
     rng = random.Random(digest("shapes", VERSION, seed, scene))
     side = size * FACTOR
-    canvas = _background(side, COLOURS[scene.colour], rng)
+    canvas = _background(side, rgb(scene.colour), rng)
     taken: list[tuple[float, float, float]] = []
     for _ in range(scene.count):
         low, high = SIZES[scene.size] if scene.size else MEDIUM if scene.count == 1 else (0.2, 0.27)
@@ -229,7 +247,7 @@ def _stamp(canvas: Image.Image, scene: Scene, centre: Point, diameter: int, rng:
     if scene.facing == "right" or (scene.facing is None and rng.random() < 0.5):
         mask = mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     mask = mask.rotate(rng.uniform(-12, 12), Image.Resampling.BILINEAR)
-    base = tuple(min(255, max(0, c + rng.randint(-14, 14))) for c in COLOURS[scene.colour])
+    base = tuple(min(255, max(0, c + rng.randint(-14, 14))) for c in rgb(scene.colour))
     light = sum(base) > 330
     mark = tuple(round(0.22 * c) for c in base) if light else tuple(round(255 - 0.25 * (255 - c)) for c in base)
     texture = Image.composite(Image.new("RGB", mask.size, mark), Image.new("RGB", mask.size, base), _pattern(scene, diameter, rng))

@@ -35,6 +35,8 @@ class Config(tower_adapter.Config):
         temperature: inverse temperature at the start; None takes the backbone's own.
         patch_dropout: share of the patches left out of training images at first (FLIP); half of it from 80 % of training on,
             none from 92 % on. Native ViT towers only.
+        patch_choice: which patches stay: "random" (FLIP), or "contrast", those whose pixels differ most, with chance in it:
+            small things on plain ground stay whole.
         text_warmup: steps at the start in which the text tower alone learns to match two captions of an image.
         position_offsets: whether half of the texts begin at random positions in the second half of training, so that later
             positions are trained, too.
@@ -44,6 +46,7 @@ class Config(tower_adapter.Config):
     objective: str = "infonce"
     temperature: float | None = None
     patch_dropout: float = 0.0
+    patch_choice: str = "random"
     text_warmup: int = 0
     position_offsets: bool = False
 
@@ -75,6 +78,8 @@ class Contrastive(TowerAdapter):
                 f"method.patch_dropout leaves patches out of a trained native ViT; the image tower of {spec.name} is not one "
                 "here. Use method.patch_dropout=0."
             )
+        if config.patch_choice not in ("random", "contrast"):
+            return f"method.patch_choice is '{config.patch_choice}'; it is random or contrast."
         if config.text_warmup < 0 or (config.text_warmup and "text" not in cls.towers(config)):
             return f"method.text_warmup is {config.text_warmup}: a number of steps, 0 or more, that train the text tower."
         if config.position_offsets and ("text" not in cls.towers(config) or spec.text_tower != "transformer"):
@@ -176,9 +181,14 @@ class Contrastive(TowerAdapter):
         if share == 1 or not self.training:
             return self.encode_image(batch)
         visual: Any = self.clip.model.visual
-        x = visual._embeds(batch["image"].to(self.clip.device, self.clip.dtype))
+        pixels = batch["image"].to(self.clip.device, self.clip.dtype)
+        x = visual._embeds(pixels)
         count = max(1, round(share * (x.shape[1] - 1)))
-        kept = torch.rand(len(x), x.shape[1] - 1, device=x.device).argsort(1)[:, :count] + 1
+        order = torch.rand(len(x), x.shape[1] - 1, device=x.device)
+        if self.config.patch_choice == "contrast":
+            order = order + 0.5
+            order /= _contrast(pixels, visual.grid_size).to(order) + 1e-3
+        kept = order.argsort(1)[:, :count] + 1
         x = torch.cat([x[:, :1], x.gather(1, kept[..., None].expand(-1, -1, x.shape[2]))], 1)
         keep = slice(0, 1) if visual.pool_type == "tok" else slice(0, x.shape[1])
         pooled = visual._pool(blocks.run(visual.transformer.resblocks, x, keep=keep))[0]
@@ -190,6 +200,13 @@ class Contrastive(TowerAdapter):
         """The learned inverse temperature, or `logit_scale` of the configuration."""
         fixed = self.config.logit_scale
         return float(self.scale.detach()) if fixed is None else float(fixed)
+
+
+def _contrast(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Spread of the values of each patch (B, patches) of images (B, 3, H, W), patches row by row."""
+    rows, columns = grid
+    patches = pixels.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))  # (B, 3, rows, h, columns, w)
+    return patches.float().std((3, 5)).mean(1).flatten(1)
 
 
 def _across(positives: Tensor, lists: list[list[str]]) -> Tensor:
