@@ -68,7 +68,7 @@ class DataModule(LightningDataModule):
         self.class_names: list[str] = []
         self.class_texts: dict[str, list[str]] = {}
         self.samples: dict[str, list[Sample]] = {}
-        self.report: list[str] = []
+        self._report: list[str] = []
         self.unreadable: list[str] = []
         self.keys: tuple[str, ...] = ()
         self.offers: tuple[str, ...] = ()
@@ -124,11 +124,10 @@ class DataModule(LightningDataModule):
         self.class_texts = {name: list(texts) for name, texts in listing.class_texts.items()}
         self.offers = listing.offers or self.offers
         pools = make_pools(listing, self.config)
-        self.report = [*listing.report, *pools.report]
+        self._report = [*listing.report, *pools.report]
         self._pools = pools.samples
         self.samples = {"test": sorted(pools.samples["test"], key=lambda s: s.index)}
         self.samples |= self._draw(pools.samples)
-        self._describe_draw(pools.samples)
         self._ready = True
 
     def _draw(self, pools: dict[str, list[Sample]]) -> dict[str, list[Sample]]:
@@ -174,19 +173,21 @@ class DataModule(LightningDataModule):
         self.unreadable += [failure for failure in failures.values() if failure not in self.unreadable]
         return set(failures)
 
-    def _describe_draw(self, pools: dict[str, list[Sample]]) -> None:
+    @property
+    def report(self) -> list[str]:
+        """Sentences about what was found, and about the images of the present classes."""
+        told = list(self._report)
         if self._shots is not None:
-            labels = [sample.label for sample in self.samples["train"]]
-            self.report += short_classes(labels, self.class_names, self._shots, "training")
-        untested = sorted(set(range(len(self.class_names))) - {s.label for s in self.samples["test"]})
-        if untested and self.samples["test"]:
-            self.report.append(f"No test images of {some([self.class_names[i] for i in untested])}.")
+            labels = [sample.label for sample in self.samples.get("train", [])]
+            told += short_classes(labels, self.class_names, self._shots, "training")
+        untested = sorted(set(range(len(self.class_names))) - {s.label for s in self.samples.get("test", [])})
+        if untested and self.samples.get("test"):
+            told.append(f"No test images of {some([self.class_names[i] for i in untested])}.")
         if self.unreadable:
-            self.report.append(
-                f"{counted(len(self.unreadable), 'image')} cannot be read and "
-                f"{'was' if len(self.unreadable) == 1 else 'were'} left out of the draw: "
-                f"{some(self.unreadable, 4)}."
-            )
+            were = "was" if len(self.unreadable) == 1 else "were"
+            images = counted(len(self.unreadable), "image")
+            told.append(f"{images} cannot be read and {were} left out of the draw: {some(self.unreadable, 4)}.")
+        return told
 
     def set_transforms(self, train: Transform, evaluate: Transform) -> None:
         """Give the transforms from PIL RGB to Tensor (3, H, W): a random one for training and a plain one."""
@@ -217,7 +218,6 @@ class DataModule(LightningDataModule):
         part = copy.copy(self)
         part.class_names = list(names)
         part.class_texts = {name: list(self.class_texts[name]) for name in names}
-        part.report = list(self.report)
         part.samples, part._pools = (
             {split: [replace(s, label=number[s.label]) for s in samples if s.label in number] for split, samples in kind.items()}
             for kind in (self.samples, self._pools)

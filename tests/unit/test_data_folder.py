@@ -6,6 +6,8 @@ import os
 import pytest
 from limpet.datamodules import DataError, load
 from limpet.datamodules.configs import FolderConfig
+from limpet.recipe import load_recipe
+from limpet.session import prepare
 from PIL import Image
 
 
@@ -152,6 +154,16 @@ def test_one_image_class_is_reported(tmp_path):
         .report[-2]
         .startswith("1 class has fewer than 8 training images and is kept: a")
     )
+
+
+def test_the_report_is_about_the_chosen_classes(tmp_path):
+    for name, count in (("a", 10), ("few", 4), ("one", 1)):
+        _images(tmp_path / name, count)
+    module = _load(tmp_path, shots=4)
+    assert any("few (" in s for s in module.report) and any("one" in s for s in module.report)
+    assert not any("few" in s or "one" in s for s in module.restrict(["a"]).report)
+    recipe = load_recipe("fish", [f"data.root={tmp_path}", "backbone=limpet-tiny", "data.shots=4", "classes.include=[a]"])
+    assert not any("few (" in note or "No training images" in note for note in prepare(recipe).notes)
 
 
 def test_classnames(tmp_path):
