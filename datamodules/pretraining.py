@@ -42,6 +42,8 @@ class PretrainingDataModule(DataModule):
         shares = (config.photo_share, config.shape_share, config.fish_share)
         if min(shares) < 0 or sum(shares) <= 0:
             raise DataError(f"data.photo_share, shape_share and fish_share are {shares}: shares of a batch, none below 0.")
+        if not 0 <= config.unnamed_share <= 1:
+            raise DataError(f"data.unnamed_share is {config.unnamed_share}: a share of the scenes of shapes, from 0 to 1.")
         if config.epoch_images < config.batch_size:
             raise DataError(
                 f"data.epoch_images is {config.epoch_images}, less than a batch of {config.batch_size}: an epoch has none."
@@ -89,7 +91,10 @@ class PretrainingDataModule(DataModule):
             training = [self._photos[sample.extra["number"]] for sample in self.samples["train"]]
             made: list[tuple[Callable[[], Source], float]] = [
                 (lambda: photo_source(training, config.photo_size, config.fine_share), config.photo_share),
-                (lambda: shape_source(config.shapes, config.size, config.drawing_seed, config.unnamed_share, config.twins), config.shape_share),
+                (
+                    lambda: shape_source(config.shapes, config.size, config.drawing_seed, config.unnamed_share, config.twins),
+                    config.shape_share,
+                ),
                 (lambda: fish_source(config.fish, config.size, config.drawing_seed, config.named_fish), config.fish_share),
             ]
             total = sum(share for _, share in made)
@@ -184,16 +189,16 @@ class MixedLoader:
         return found
 
 
-_orders: dict[tuple[int, str, int, int], Any] = {}
+_orders: dict[tuple[int, str, int, int, int], Any] = {}
 
 
 def _order(seed: int, name: str, turn: int, length: int, together: int) -> Any:
     """Numbers from 0 to below `length` in random order, each `together` after each other as they are."""
-    key = (seed, name, turn, length)
+    key = (seed, name, turn, length, together)
     if key not in _orders:
         for old in [k for k in _orders if k[:2] == key[:2] and k[2] < turn - 1]:
             del _orders[old]
-        groups = np.random.default_rng(list(digest("pretraining order", *key))).permutation(-(-length // together))
+        groups = np.random.default_rng(list(digest("pretraining order", *key[:4]))).permutation(-(-length // together))
         order = (groups[:, None] * together + np.arange(together)).ravel()
         _orders[key] = order[order < length]
     return _orders[key]

@@ -187,9 +187,9 @@ def draw_shapes(scene: Scene, seed: int | str = 0, size: int = 64) -> Image.Imag
         DataError: an attribute has a value that cannot be drawn.
     """
     if (
-        scene.shape not in SHAPES or not (scene.colour in COLOURS or re.fullmatch("#[0-9a-f]{6}", scene.colour)) or scene.pattern not in PATTERNS
-        or not 1 <= scene.count <= 5 or scene.size not in (None, *SIZES) or scene.position not in (None, *POSITIONS)
-        or scene.facing not in (None, *FACING)
+        scene.shape not in SHAPES or not (scene.colour in COLOURS or re.fullmatch("#[0-9a-f]{6}", scene.colour))
+        or scene.pattern not in PATTERNS or not 1 <= scene.count <= 5 or scene.size not in (None, *SIZES)
+        or scene.position not in (None, *POSITIONS) or scene.facing not in (None, *FACING)
     ):  # fmt: skip
         raise DataError(f"A scene of shapes cannot be drawn from {scene}.")
     rng = random.Random(digest("shapes", VERSION, seed, scene))

@@ -205,8 +205,11 @@ class Contrastive(TowerAdapter):
 def _contrast(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
     """Spread of the values of each patch (B, patches) of images (B, 3, H, W), patches row by row."""
     rows, columns = grid
-    patches = pixels.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))  # (B, 3, rows, h, columns, w)
-    return patches.float().std((3, 5)).mean(1).flatten(1)
+    high, wide = pixels.shape[2] // rows, pixels.shape[3] // columns
+    whole = pixels[:, :, : rows * high, : columns * wide]  # the edge that no patch covers is left away
+    patches = whole.reshape(len(pixels), -1, rows, high, columns, wide)
+    spread: Tensor = patches.float().std((3, 5)).mean(1)
+    return spread.flatten(1)
 
 
 def _across(positives: Tensor, lists: list[list[str]]) -> Tensor:

@@ -148,6 +148,22 @@ def test_patches_are_left_out_in_training_only_and_fewer_towards_the_end(random_
     assert adapter.loss(given).item() == adapter.loss(given).item()
 
 
+@pytest.mark.parametrize(("choice", "always"), [("contrast", True), ("random", False)])
+def test_patches_with_something_on_them_can_be_kept(choice, always, random_clip):
+    adapter = made(random_clip, patch_dropout=0.5, patch_choice=choice).train()
+    given = batch()
+    side = given["image"].shape[-1] // adapter.backbone.model.visual.grid_size[0]
+    image = torch.zeros_like(given["image"])
+    image[:, :, :side, :side] = torch.randn(len(image), 3, side, side, generator=torch.Generator().manual_seed(0))
+    kept = []
+    for seed in range(6):
+        torch.manual_seed(seed)
+        pixels = image.clone().requires_grad_()
+        adapter.loss({**given, "image": pixels}).backward()
+        kept.append((pixels.grad[:, :, :side, :side].abs().sum((1, 2, 3)) > 0).all().item())
+    assert all(kept) is always
+
+
 def test_moved_positions_train_later_places(random_clip):
     adapter = made(random_clip, position_offsets=True).train()
     assert all(adapter.loss(batch()).item() == adapter.loss(batch()).item() for _ in range(6))  # not yet in the first half
@@ -166,6 +182,7 @@ def test_moved_positions_train_later_places(random_clip):
     ("settings", "words"),
     [
         ({"objective": "infonc"}, "infonce"), ({"patch_dropout": 1.0}, "patch_dropout"), ({"temperature": 0.0}, "temperature"),
+        ({"patch_choice": "some"}, "patch_choice"),
         ({"patch_dropout": 0.5, "towers": "text"}, "patch_dropout"), ({"position_offsets": True, "towers": "image"}, "text tower"),
     ],
 )  # fmt: skip

@@ -14,7 +14,7 @@ from limpet.datamodules.configs import PretrainingConfig, ShapesConfig
 from limpet.datamodules.errors import DataError
 from limpet.datamodules.pretraining_sources import fish_source, held_out, invented_species, read_photos, shape_source
 from limpet.datamodules.reef_species import SPECIES
-from limpet.datamodules.shapes_drawing import COLOURS, SHAPES, Scene, draw_shapes, random_scene
+from limpet.datamodules.shapes_drawing import COLOURS, SHAPES, Scene, draw_shapes, random_scene, rgb, unnamed_colour
 from PIL import Image
 
 
@@ -109,6 +109,55 @@ def test_captions_of_shapes_claim_what_the_scene_has():
         colour = next(f.split()[1] for f in facts if f.startswith("colour"))
         shape = next(f.split()[1] for f in facts if f.startswith("shape"))
         assert not held_out(colour, shape)
+
+
+ATTRIBUTES = ("colour", "shape", "pattern", "count", "size", "position", "facing")
+
+
+def differing(one, other):
+    """Attributes that two sets of facts give different values."""
+    value = [{f.split(" ", 1)[0]: f for f in facts} for facts in (one, other)]
+    return {key for key in ATTRIBUTES if key in value[0] and key in value[1] and value[0][key] != value[1][key]}
+
+
+def test_twins_differ_in_one_attribute_that_both_captions_tell():
+    source = shape_source(200, 32, 1, twins=True)
+    rng = random.Random(2)
+    kinds = set()
+    for number in range(0, 200, 2):
+        (about,) = differing(source.facts[number], source.facts[number + 1])
+        kinds.add(about)
+        for n in (number, number + 1):
+            text, claims = source.caption(n, rng)
+            assert claims <= source.facts[n] and any(claim.startswith(about) for claim in claims), text
+            assert not any(held_out(c, s) for c in COLOURS for s in SHAPES if {f"colour {c}", f"shape {s}"} <= source.facts[n])
+    assert kinds == set(ATTRIBUTES)
+
+
+def test_twins_come_in_the_same_batch(root):
+    loader = load(config(root, photo_share=0.0, shape_share=1.0, fish_share=0.0, twins=True), 1).train_dataloader()
+    for step in range(3):
+        numbers = [int(path.split("/")[1]) for path in loader.batch(step)["path"]]
+        assert [n ^ 1 for n in numbers[::2]] == numbers[1::2]
+
+
+def test_colours_without_a_name_are_in_no_caption_and_far_from_those_with_one():
+    source = shape_source(60, 32, 1, unnamed=0.5)
+    rng = random.Random(3)
+    without = [n for n, facts in enumerate(source.facts) if not any(fact.startswith("colour") for fact in facts)]
+    assert 15 < len(without) < 45
+    for n in without:
+        text, claims = source.caption(n, rng)
+        assert any(claim.startswith("shape") for claim in claims)
+        assert not any(colour in text.split() for colour in COLOURS)
+    drawn = [rgb(unnamed_colour(rng)) for _ in range(50)]
+    assert min(np.linalg.norm(np.subtract(one, other)) for one in drawn for other in COLOURS.values()) >= 60
+
+
+@pytest.mark.parametrize("settings", [{"unnamed_share": 1.5}, {"unnamed_share": -0.1}])
+def test_impossible_shares_are_sentences(root, settings):
+    with pytest.raises(DataError, match=r"data\.unnamed_share"):
+        load(config(root, **settings), 1)
 
 
 def test_a_fifth_of_the_combinations_is_held_out_of_every_colour_and_shape():
