@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .recipe import OptimConfig
 
 OPTIMISERS = ("sgd", "adam", "adamw", "muon")
-SCHEDULES = ("cosine", "constant")
+SCHEDULES = ("cosine", "constant", "warmup_cosine")
 
 
 def learning_rate(config: OptimConfig, time: int, total: int) -> float:
@@ -25,7 +25,13 @@ def learning_rate(config: OptimConfig, time: int, total: int) -> float:
 
     `warmup_lr` for the first `warmup` units; then the cosine counts from 0 with period `total`, not `total - warmup`, so it
     starts at the peak and does not quite reach its end. Source: Dassl's scheduler as used by CoOp, CoCoOp, MaPLe.
+    "warmup_cosine" rises in a line to the peak instead, and its cosine ends with training: that of open_clip, and of ZSCL.
     """
+    if config.schedule == "warmup_cosine":
+        if time < config.warmup:
+            return config.lr * (time + 1) / config.warmup
+        done = min((time - config.warmup) / max(total - config.warmup, 1), 1.0)
+        return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * done)) / 2
     if time < config.warmup:
         return config.warmup_lr
     if config.schedule == "constant":

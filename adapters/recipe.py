@@ -334,7 +334,7 @@ def _check_stream(filled: Any, further: Mapping[str, Section], tree: Section, or
         "classes": {"first", "increment", "sessions", "order", "order_seed", "candidates"},
         "domains": {"sessions", "order", "order_seed"},
         "tasks": {"tasks", "order", "order_seed"},
-        None: set(),
+        None: {"candidates"} if filled.init_from else set(),
     }[stream.by]
     default = type(stream)()
     for key in dataclasses.fields(stream):

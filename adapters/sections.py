@@ -62,7 +62,7 @@ class OptimConfig:
     eps: float = number(1e-8, 0)
     amsgrad: bool = False
     decay: str = choice("all", "all", "matrices")  # matrices: no decay of biases, norms and single numbers
-    schedule: str = choice("cosine", "cosine", "constant")
+    schedule: str = choice("cosine", "cosine", "constant", "warmup_cosine")
     interval: str = choice("epoch", "epoch", "step")
     warmup: int = number(1, 0)  # epochs or steps, as `interval` says
     warmup_lr: float = number(1e-5, 0)

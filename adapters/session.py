@@ -21,6 +21,7 @@ from .sections import PROTOCOLS
 from .seen import data_name, sentences
 from .streams import (
     Plan,
+    alone,
     check_method,
     check_recipe,
     continued,
@@ -157,6 +158,7 @@ def prepare(recipe: Recipe) -> Session:
     session = Session(recipe, data, classes, training, backbone, adapter, targets=targets, plan=plan)
     if plan is not None:
         session.regulariser = regulariser_of(recipe, adapter)
+        plan.stream.report += alone(recipe, plan, adapter, session.regulariser)
         for part in plan.stream.sessions:
             suit(part.data, adapter)
             set_transforms(part.data, backbone, part.data.config.augment)

@@ -131,6 +131,8 @@ def make_plan(recipe: Recipe, data: Any, classes: ClassSet, known: ClassSet | No
         stream = module.make_stream(
             recipe.stream, data, lambda name: load_task(recipe, name), least=1 if recipe.init_from else 2
         )
+    if recipe.continual.name == "replay" and len(stream) == 1:
+        raise RecipeError("continual=replay keeps images of earlier sessions, and a single one has none: use lwf or vr_lwf.")
     templates = tuple(recipe.classes.templates)
     if recipe.stream.by == "tasks":
         texts: dict[str, tuple[str, ...]] = {}
@@ -182,6 +184,21 @@ def check_method(method: type[Adapter], config: Any, spec: BackboneSpec) -> None
             f"'{method.variant(config)}' with these settings has tensors for each class that cannot grow, so that it cannot "
             "take the classes of a further session. Of CoOp use method.class_specific=false."
         )
+
+
+def alone(recipe: Recipe, plan: Plan, adapter: Adapter, regulariser: Regulariser) -> list[str]:
+    """A sentence where sessions bring one class and the loss chooses among the classes of the session: its gradient is zero."""
+    config, spec = adapter.config, adapter.backbone.spec
+    wide = recipe.stream.candidates == "seen" or regulariser.sees_all or adapter.per_class(config, spec)
+    if (wide and plan.stream.by != "tasks") or not adapter.trainable(config, spec):
+        return []
+    single = [session.name for session in plan.stream.sessions if len(session.classes) == 1]
+    if not single:
+        return []
+    which = f"Session {single[0]} has" if len(single) == 1 else f"{len(single)} sessions (such as {single[0]}) have"
+    later = plan.known is not None or single != [plan.stream.sessions[0].name]  # before a first session there are none
+    help_ = " stream.candidates=seen lets the loss choose among all classes so far." if later and plan.stream.by != "tasks" else ""
+    return [f"{which} one class only: a loss over classes has nothing to choose from there, and learns nothing.{help_}"]
 
 
 def regulariser_of(recipe: Recipe, adapter: Adapter) -> Regulariser:

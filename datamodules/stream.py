@@ -113,9 +113,13 @@ def make_stream(
     else:
         raise DataError("stream.by says nothing: it is classes, domains or tasks.")
     if len(stream) < least:
+        more = "Lower stream.increment"
+        if config.sessions:
+            more = "List another in stream.sessions"
+        elif config.by != "classes":
+            more = "Name another in stream.tasks" if config.by == "tasks" else "Give images of another domain"
         raise DataError(
-            f"The stream has one session only ({stream.sessions[0].name}): it needs two or more. "
-            "Lower stream.increment, or leave the stream out."
+            f"The stream has one session only ({stream.sessions[0].name}): it needs two or more. {more}, or leave the stream out."
         )
     for session in stream.sessions:
         if not session.data.samples["test"]:

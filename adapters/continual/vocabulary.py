@@ -83,6 +83,12 @@ class Vocabulary:
                 f"continual.source=random_bpe needs CLIP's own tokenizer, which {backbone.spec.name} does not have: use "
                 "class_names, or captions with continual.captions=FILE."
             )
+        most = backbone.spec.context_length - 2
+        if self.source in ("random_words", "random_bpe") and config.length > most:
+            raise RecipeError(
+                f"continual.length is {config.length}: the text tower of {backbone.spec.name} reads {most + 2} tokens, start and "
+                f"end included, so that a random text has at most {most}."
+            )
         self.pool: list[Any]
         if self.source == "random_words":
             self.pool = known_words(backbone)

@@ -28,6 +28,24 @@ def test_constant_no_warm_up_and_a_floor():
     assert learning_rate(OptimConfig(lr=0.3, warmup=0, min_lr=0.1), 10, 10) == pytest.approx(0.1)
 
 
+def test_a_linear_warm_up_and_a_cosine_to_the_very_end():
+    config = OptimConfig(lr=0.3, schedule="warmup_cosine", warmup=3, warmup_lr=1e-6)
+    rates = [learning_rate(config, step, 11) for step in range(12)]
+    assert rates[:4] == pytest.approx([0.1, 0.2, 0.3, 0.3])
+    assert rates[7] == pytest.approx(0.15)  # half-way between the end of the warm-up and the end
+    assert rates[11] == pytest.approx(0)
+    assert learning_rate(config, 1, 2) == pytest.approx(0.2)  # training that ends before its warm-up does
+
+
+@pytest.mark.parametrize(("recipe", "warmup", "lr"), [("cil_cifar100", 30, 7.1e-6), ("mtil", 100, 1e-5)])
+def test_published_streams_rise_to_their_rate_and_end_at_zero(recipe, warmup, lr):
+    from limpet.recipe import load_recipe
+
+    optim = load_recipe(recipe).optim
+    rates = [learning_rate(optim, step, 200) for step in (0, warmup - 1, warmup, 200)]
+    assert rates == pytest.approx([lr / warmup, lr, lr, 0])
+
+
 def test_the_optimiser_has_the_settings_of_the_recipe():
     sgd = build_optimiser(parameter(), OptimConfig(momentum=0.8, weight_decay=0.1))
     assert sgd.defaults["momentum"] == 0.8 and sgd.defaults["weight_decay"] == 0.1

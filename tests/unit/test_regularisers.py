@@ -231,6 +231,14 @@ def test_random_ids_leave_start_and_end_out(random_clip):
     assert ((rows == 49407).sum(1) == 1).all() and ((rows == 49406).sum(1) == 1).all()
 
 
+@pytest.mark.parametrize("source", ["random_words", "random_bpe"])
+def test_random_texts_longer_than_the_tower_reads_are_refused(tiny, source):
+    longest = Vocabulary(VRLwFConfig(source=source, count=2, length=75), tiny, ["a"], 1)
+    assert len(longest.draw(0)) == 2
+    with pytest.raises(RecipeError, match="length is 76: the text tower of limpet-tiny reads 77 tokens.* at most 75"):
+        Vocabulary(VRLwFConfig(source=source, count=2, length=76), tiny, ["a"], 1)
+
+
 def test_class_names_and_captions(tiny, tmp_path):
     assert Vocabulary(VRLwFConfig(source="class_names"), tiny, NAMES, 1).draw(0) == list(NAMES)
     (tmp_path / "captions.txt").write_text("a fish\n\na bird\na fish\n", encoding="utf-8")

@@ -96,7 +96,9 @@ def test_tasks_keep_their_own_candidates():
     ("config", "message"),
     [
         (StreamConfig(by="classes"), "stream.increment is missing"),
-        (StreamConfig(by="classes", increment=6), "one session only"),
+        (StreamConfig(by="classes", increment=6), "one session only.*Lower stream.increment"),
+        (StreamConfig(by="classes", sessions={"a": ["yellow striped angelfish"]}), "one session only.*List another in stream.sess"),
+        (StreamConfig(by="domains"), "one session only.*another domain"),
         (StreamConfig(by="classes", first=6, increment=1), "none would be left"),
         (StreamConfig(by="domains", sessions={"a": ["clear"], "b": ["green"]}), "no domain of the data"),
         (StreamConfig(by="classes", sessions={"a": ["blue tang"], "b": ["blue tang"]}), "blue tang"),

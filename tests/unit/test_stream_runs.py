@@ -255,6 +255,19 @@ def test_continuing_months_later(tmp_path):
         run(tmp_path / "third", *LORA, f"init_from={first}@v7")
 
 
+def test_one_new_class_months_later(tmp_path):
+    first = run(tmp_path / "first", *LORA, "classes.first=3")
+    name = metrics_names(4)[3]
+    words = [*LORA, *VR, f"init_from={first}", f"classes.include=[{name}]"]
+    told = [note for note in metrics(run(tmp_path / "own", *words))["notes"] if "one class only" in note]
+    assert len(told) == 1 and "stream.candidates=seen" in told[0]
+    seen = run(tmp_path / "seen", *words, "stream.candidates=seen")
+    assert not any("one class only" in note for note in metrics(seen)["notes"])
+    for by in ([], ["stream.by=classes", "stream.increment=2"]):
+        with pytest.raises(RecipeError, match="a single one has none"):
+            run(tmp_path / "replay", *LORA, "continual=replay", f"init_from={first}", f"classes.include=[{name}]", *by)
+
+
 def metrics_names(count):
     from limpet.datamodules import load as load_data
     from limpet.datamodules.configs import ReefConfig
