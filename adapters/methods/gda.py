@@ -93,6 +93,14 @@ class GDA(Adapter):
         return "gda_imbalanced" if balanced else "gda"
 
     @classmethod
+    def supports(cls, config: Config, spec: BackboneSpec) -> str | None:
+        """Every backbone; what counts samples or steps is not negative."""
+        for key, least in (("neighbours", 0), ("text_repeats", 0), ("em_steps", 1)):
+            if getattr(config, key) < least:
+                return f"method.{key} is {getattr(config, key)}: a whole number of {least} or more."
+        return None
+
+    @classmethod
     def new_class(cls, config: Config, spec: BackboneSpec) -> NewClass:
         """A Gaussian comes from images, or from training samples near the class's text."""
         return "text_neighbours" if config.neighbours else "images"

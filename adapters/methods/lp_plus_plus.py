@@ -50,6 +50,16 @@ class LPPlusPlus(Adapter):
     alpha: Tensor
 
     @classmethod
+    def supports(cls, config: Config, spec: BackboneSpec) -> str | None:
+        """Every backbone; there is at least one epoch, and alpha moves in some of them."""
+        for key in ("epochs", "alpha_every"):
+            if getattr(config, key) < 1:
+                return f"method.{key} is {getattr(config, key)}: a number of epochs, 1 or more."
+        if not 0 <= config.momentum < 1:
+            return f"method.momentum is {config.momentum}: it is from 0 to below 1."
+        return None
+
+    @classmethod
     def new_class(cls, config: Config, spec: BackboneSpec) -> NewClass:
         """A row of W comes from images."""
         return "images"

@@ -60,6 +60,15 @@ class TipAdapter(Adapter):
         return "tip_adapter_f" if config.finetune else "tip_adapter"
 
     @classmethod
+    def supports(cls, config: Config, spec: BackboneSpec) -> str | None:
+        """Every backbone; the search needs two ends above 0 and at least one step to each."""
+        if len(config.search_scale) != 2 or min(config.search_scale) <= 0:
+            return f"method.search_scale is {config.search_scale}: the upper ends of beta and of alpha, two numbers above 0."
+        if len(config.search_step) != 2 or min(config.search_step) < 1:
+            return f"method.search_step is {config.search_step}: the steps of beta and of alpha, two whole numbers of 1 or more."
+        return None
+
+    @classmethod
     def trainable(cls, config: Config, spec: BackboneSpec) -> bool:
         """Only the F variant trains its keys."""
         return config.finetune

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from limpet.adapter import config_class, find
 from limpet.classes import ClassSet
-from limpet.errors import NeedsImages, RecipeError
+from limpet.errors import LimpetError, NeedsImages, RecipeError
 
 NAMES = ("shark", "ray", "eel", "carp")
 
@@ -233,10 +233,18 @@ def test_a_new_class_starts_from_its_text_and_the_old_stay(backbone, method):
         ("clip_adapter", {"reduction": 0}),
         ("nearest_mean", {"share": 2.0}),
         ("nearest_mean", {"steps": 0}),
+        ("tip_adapter", {"search_step": [0, 20]}),
+        ("tip_adapter", {"search_step": [200]}),
+        ("tip_adapter", {"search_scale": [7.0]}),
+        ("tip_adapter", {"search_scale": [-5.0, 3.0]}),
+        ("lp_plus_plus", {"alpha_every": 0}),
+        ("lp_plus_plus", {"momentum": 1.0}),
+        ("gda", {"neighbours": -1}),
+        ("gda", {"text_repeats": -4}),
     ],
 )  # fmt: skip
 def test_impossible_settings_are_sentences(backbone, method, settings):
-    with pytest.raises(RecipeError, match=rf"method\.{next(iter(settings))}"):
+    with pytest.raises(LimpetError, match=rf"method\.{next(iter(settings))}"):
         make(backbone, method, **settings)
 
 
