@@ -170,8 +170,7 @@ def prepare(recipe: Recipe) -> Session:
     about = [*unseen_names(backbone, classes, kind), *about_words, *precision_notes(recipe)]
     sections = [recipe.data, *recipe.evaluate.others.values(), *recipe.evaluate.shift.values()]
     known = sentences((backbone.spec.name, data_name(section)) for section in sections)
-    told = data.restrict([name for name in data.class_names if name in classes.names]).report
-    session.notes = [*told, *cut, *known, *about, *notes]
+    session.notes = [*data.report, *cut, *known, *about, *notes]
     if len(classes) == 1 and adapter.task == "classification":
         session.notes.append(f"'{classes.names[0]}' is the only class: every answer is right, whatever is learned.")
     return session

@@ -186,8 +186,7 @@ class Contrastive(TowerAdapter):
         count = max(1, round(share * (x.shape[1] - 1)))
         order = torch.rand(len(x), x.shape[1] - 1, device=x.device)
         if self.config.patch_choice == "contrast":
-            order = order + 0.5
-            order /= _contrast(pixels, visual.grid_size).to(order) + 1e-3
+            order = (order + 0.5) / (_contrast(pixels, visual.grid_size).to(order) + 1e-3)
         kept = order.argsort(1)[:, :count] + 1
         x = torch.cat([x[:, :1], x.gather(1, kept[..., None].expand(-1, -1, x.shape[2]))], 1)
         keep = slice(0, 1) if visual.pool_type == "tok" else slice(0, x.shape[1])

@@ -233,6 +233,16 @@ def test_a_new_class_starts_from_its_text_and_the_old_stay(backbone, method):
         ("clip_adapter", {"reduction": 0}),
         ("nearest_mean", {"share": 2.0}),
         ("nearest_mean", {"steps": 0}),
+    ],
+)  # fmt: skip
+def test_impossible_settings_are_sentences(backbone, method, settings):
+    with pytest.raises(RecipeError, match=rf"method\.{next(iter(settings))}"):
+        make(backbone, method, **settings)
+
+
+@pytest.mark.parametrize(
+    "method,settings",
+    [
         ("tip_adapter", {"search_step": [0, 20]}),
         ("tip_adapter", {"search_step": [200]}),
         ("tip_adapter", {"search_scale": [7.0]}),
@@ -243,7 +253,7 @@ def test_a_new_class_starts_from_its_text_and_the_old_stay(backbone, method):
         ("gda", {"text_repeats": -4}),
     ],
 )  # fmt: skip
-def test_impossible_settings_are_sentences(backbone, method, settings):
+def test_unsupported_settings_are_sentences(backbone, method, settings):
     with pytest.raises(LimpetError, match=rf"method\.{next(iter(settings))}"):
         make(backbone, method, **settings)
 
