@@ -1,10 +1,11 @@
 """Frozen features of a million images from a synthetic stream: images a second, memory, and what a kill costs.
 
-python tests/benchmarks/million_images.py [--images 1000000] [--kill-at 0.5] [--threads 1]
+python tests/benchmarks/million_images.py [--images 1000000] [--kill-at 0.5] [--threads 1] [--tower limpet-tiny]
 
 The extraction runs in a process of its own that is killed (SIGKILL) when `kill-at` of the images are in the cache, and is
 then run to its end. Printed: memory at the start, after a tenth and at the end; images computed twice; bytes on disk. Only
 keys and paths grow with the number of images, some hundred bytes each; pictures and features do not stay in memory.
+`--tower small` encodes with one block of width 64, so that what is measured is everything around the tower.
 """
 
 from __future__ import annotations
@@ -28,9 +29,22 @@ from limpet.datamodules.base import DataModule
 from limpet.datamodules.configs import DataConfig
 from limpet.datamodules.listing import Listing, Sample
 from limpet.features import CachedFeatures
+from limpet.recipe import BackboneConfig
 from PIL import Image
 
 FLUSH_BYTES = 4 << 20  # a shard for every 8,000 images, so that short streams have several, too
+TOWERS = {
+    "limpet-tiny": {"name": "limpet-tiny"},
+    "small": {
+        "name": "small",
+        "pretrained": "random",
+        "architecture": {
+            "embed_dim": 128,
+            "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 64, "layers": 1, "head_width": 64},
+            "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
+        },
+    },
+}
 
 
 class Stream(DataModule):
@@ -65,10 +79,14 @@ def memory() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
 
 
-def extract(count: int) -> None:
+def load(tower: str) -> FrozenClip:
+    return FrozenClip.load(BackboneConfig(**TOWERS[tower]))
+
+
+def extract(count: int, tower: str) -> None:
     """Compute what is not cached; prints memory on the way and how many images were encoded."""
     feature_store.FLUSH_BYTES = FLUSH_BYTES
-    backbone = FrozenClip.load("limpet-tiny")
+    backbone = load(tower)
     encoded, marks = 0, {0: memory()}
     encode = backbone.encode_image
 
@@ -89,9 +107,9 @@ def extract(count: int) -> None:
     print(f"encoded {encoded} of {count} images in {seconds:.0f} s ({encoded / seconds:.0f} a second), peak {peak:.0f} MB", flush=True)
 
 
-def cached(folder: Path) -> int:
+def cached(folder: Path, embed_dim: int) -> int:
     """Images in the cache so far, from the sizes of its shards."""
-    width = 4 * FrozenClip.load("limpet-tiny").embed_dim + 36
+    width = 4 * embed_dim + 36
     return sum(path.stat().st_size for path in folder.rglob("*") if path.suffix == ".rows") // width
 
 
@@ -100,21 +118,24 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--kill-at", type=float, default=0.5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tower", choices=TOWERS, default="limpet-tiny")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     if given.worker:
-        extract(given.images)
+        extract(given.images, given.tower)
         return
+    embed_dim = load(given.tower).embed_dim
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--worker", "--images", str(given.images), "--threads", str(given.threads)]
+        command += ["--tower", given.tower]
         env = {**os.environ, "LIMPET_CACHE": folder}
         process = subprocess.Popen(command, env=env)
-        while process.poll() is None and cached(Path(folder)) < given.kill_at * given.images:
+        while process.poll() is None and cached(Path(folder), embed_dim) < given.kill_at * given.images:
             time.sleep(1)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        print(f"killed with {cached(Path(folder)):,d} images in the cache", flush=True)
+        print(f"killed with {cached(Path(folder), embed_dim):,d} images in the cache", flush=True)
         subprocess.run(command, env=env, check=True)
         size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
         print(f"{size / given.images:.0f} bytes on disk an image")
