@@ -12,12 +12,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from .errors import RecipeError, nearest
+from .sections import OPTIMISERS, SCHEDULES
 
 if TYPE_CHECKING:
     from .recipe import OptimConfig
-
-OPTIMISERS = ("sgd", "adam", "adamw", "muon")
-SCHEDULES = ("cosine", "constant", "warmup_cosine")
 
 
 def learning_rate(config: OptimConfig, time: int, total: int) -> float:

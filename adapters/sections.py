@@ -13,6 +13,8 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 TRAINING_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 LOGGERS = ("csv", "tensorboard")
+OPTIMISERS = ("sgd", "adam", "adamw", "muon")
+SCHEDULES = ("cosine", "constant", "warmup_cosine")
 
 
 def choice(default: str | None, *choices: str) -> Any:
@@ -53,7 +55,7 @@ class ClassesConfig:
 class OptimConfig:
     """The optimiser and its learning-rate schedule."""
 
-    name: str = choice("sgd", "sgd", "adam", "adamw", "muon")
+    name: str = choice("sgd", *OPTIMISERS)
     lr: float = number(0.002, 0)
     rest_lr: float | None = number(None, 0)  # muon: of what is not a matrix; None: lr
     momentum: float = number(0.9, 0)
@@ -62,7 +64,7 @@ class OptimConfig:
     eps: float = number(1e-8, 0)
     amsgrad: bool = False
     decay: str = choice("all", "all", "matrices")  # matrices: no decay of biases, norms and single numbers
-    schedule: str = choice("cosine", "cosine", "constant", "warmup_cosine")
+    schedule: str = choice("cosine", *SCHEDULES)
     interval: str = choice("epoch", "epoch", "step")
     warmup: int = number(1, 0)  # epochs or steps, as `interval` says
     warmup_lr: float = number(1e-5, 0)
