@@ -160,7 +160,7 @@ class _Filler:
         elif plain == list[float] and isinstance(value, list):
             value = [float(v) if type(v) is int else v for v in value]
         try:
-            config[key] = value
+            OmegaConf.update(config, key, value, merge=False)  # converts "5" to 5, which an assignment will refuse one day
         except OmegaConfBaseException as err:
             if isinstance(node, Scalar) and "${" in node.text:
                 raise RecipeError(f"{node.origin}: {dotted}: {_first_line(err)}") from None

@@ -188,6 +188,14 @@ def test_types_of_values():
     assert recipe.trainer.gradient_clip == 1.0 and isinstance(recipe.trainer.gradient_clip, float)
 
 
+@pytest.mark.filterwarnings("error")
+def test_numbers_in_quotes_are_numbers_without_a_word():
+    recipe = load_recipe("quickstart", ['trainer.epochs="5"', 'optim.lr="0.1"', "data.strict=1"])
+    assert (recipe.trainer.epochs, recipe.optim.lr, recipe.data.strict) == (5, 0.1, True)
+    with pytest.raises(RecipeError, match="trainer.epochs must be a whole number; found '5.5'"):
+        load_recipe("quickstart", ['trainer.epochs="5.5"'])
+
+
 def test_references_to_other_keys(tmp_path):
     words = ["optim.warmup_lr=${optim.lr}", "run.name=${method.name}-${seed}", "method.C=${optim.lr}"]
     recipe = load_recipe("quickstart", words)
