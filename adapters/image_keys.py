@@ -15,6 +15,7 @@ from .feature_store import cache_dir, warn_once
 
 _SETTLED_NS = 2 * 10**9
 _CHUNK = 400
+_TOGETHER = 64  # images that a thread is given at once: each task costs 2 kB, and there may be millions of images
 
 
 class HasFile(Protocol):
@@ -74,9 +75,12 @@ def image_keys(samples: Sequence[S], compute: Callable[[S], str], kind: str = ""
                 raise
             return None
 
+    length = max(1, min(_TOGETHER, len(todo) // 16))
+    parts = [todo[start : start + length] for start in range(0, len(todo), length)]
     with ThreadPoolExecutor(4) as pool:  # hashing lets other threads run
-        for number, value in zip(todo, pool.map(key, todo, chunksize=16), strict=True):
-            keys[number] = value
+        for part, values in zip(parts, pool.map(lambda part: [key(n) for n in part], parts), strict=True):
+            for number, value in zip(part, values, strict=True):
+                keys[number] = value
     # A file changed a moment ago may change again within one tick of its clock: it is not remembered yet.
     settled = time.time_ns() - _SETTLED_NS
     fresh = [(*stamps[n], keys[n]) for n in todo if n in stamps and keys[n] and stamps[n][2] < settled]

@@ -84,8 +84,12 @@ class RunLog(Logger):
         writer.writerows(self.rows)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         beside = self.path.with_name(f".{METRICS}.part")
-        beside.write_text(buffer.getvalue(), encoding="utf-8")  # once an epoch: not worth a flush to the disk
-        beside.replace(self.path)
+        try:
+            beside.write_text(buffer.getvalue(), encoding="utf-8")  # once an epoch: not worth a flush to the disk
+            beside.replace(self.path)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
         self._changed = False
 
     @rank_zero_only
@@ -160,7 +164,8 @@ def log_results(loggers: Sequence[Logger], metrics: Mapping[str, Any]) -> None:
             logger.save()
             logger.finalize("success")
         except Exception as error:  # the run's folder holds the numbers all the same
-            warnings.warn(f"{type(logger).__name__} could not log the results: {_line(error)}.", UserWarning, stacklevel=2)
+            text = f"{type(logger).__name__} could not log the results: {_line(error)}. They are in metrics.json."
+            warnings.warn(text, UserWarning, stacklevel=2)
 
 
 def _find(path: str, written: str) -> type[Logger]:

@@ -92,7 +92,7 @@ def resume(run_dir: Path) -> Path:
     session = prepare(Recipe.from_run(run_dir))
     recorded = run_dir / "split.json"
     if recorded.exists():
-        before, now = json.loads(recorded.read_text(encoding="utf-8"))["hash"], manifest_of(session)["hash"]
+        before, now = _split_hash(recorded), manifest_of(session)["hash"]
         if before != now:
             raise RunError(
                 f"The data changed since {run_dir} was started (split {before[:12]} then, {now[:12]} now): "
@@ -101,6 +101,20 @@ def resume(run_dir: Path) -> Path:
     if rank() > 0 and not learns_by_gradient(session):
         return run_dir
     return execute(session, shared_run_dir(lambda: run_dir, run_dir.parent))
+
+
+def _split_hash(path: Path) -> str:
+    """The hash of the images that a run was started with."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["hash"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        found = error
+    if not isinstance(found, str):
+        raise RunError(
+            f"{path} is damaged: it does not say which images the run was started with, so that resuming might mix two "
+            "experiments. Start a new run with `limpet fit`."
+        )
+    return found
 
 
 def execute(session: Session, run_dir: Path) -> Path:

@@ -148,7 +148,8 @@ def entries(cache):
     if (cache / "keys.sqlite").exists():
         with closing(sqlite3.connect(cache / "keys.sqlite")) as connection:
             assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
-            found |= {name: (size, key) for name, size, key in connection.execute("select name, size, key from keys")}
+            if connection.execute("select 1 from sqlite_master where name = 'keys'").fetchone():  # there was space for that
+                found |= {name: (size, key) for name, size, key in connection.execute("select name, size, key from keys")}
     return found
 
 

@@ -165,3 +165,13 @@ def test_a_mutated_run_folder_is_read_or_refused(change, command, finished, ask,
     if command == "resume":
         (copied / "metrics.json").unlink()
     ask(command, copied, *(["--to", "adapter"] if command == "export" else []))
+
+
+@pytest.mark.parametrize("content", ["{}", '{"hash": 1330}', "[]", "{", '"text"'])
+def test_a_run_that_forgot_its_images_is_not_resumed(content, finished, ask, tmp_path):
+    _, run = finished
+    copied = tmp_path / "001"
+    shutil.copytree(run, copied)
+    (copied / "metrics.json").unlink()
+    (copied / "split.json").write_text(content)
+    assert "split.json is damaged" in ask("resume", copied).sentence
