@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import Logger
 
 from . import plugins
 from .errors import RecipeError
+from .files import remove
 from .ranks import rank
 from .recipe import Recipe
 
@@ -88,7 +89,7 @@ class RunLog(Logger):
             beside.write_text(buffer.getvalue(), encoding="utf-8")  # once an epoch: not worth a flush to the disk
             beside.replace(self.path)
         except OSError:
-            beside.unlink(missing_ok=True)
+            remove(beside)
             raise
         self._changed = False
 

@@ -107,8 +107,8 @@ def _split_hash(path: Path) -> str:
     """The hash of the images that a run was started with."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["hash"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        found = error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = None
     if not isinstance(found, str):
         raise RunError(
             f"{path} is damaged: it does not say which images the run was started with, so that resuming might mix two "

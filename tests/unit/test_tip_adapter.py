@@ -95,7 +95,7 @@ def test_appending_a_class_leaves_the_others_alone(tiny, query, finetune):
     before = adapter.logits(query)
     new = {**training(tiny, [2], seed=3), "label": torch.tensor([3, 3])}
     adapter.add_classes(class_set(4), [new])
-    torch.testing.assert_close(adapter.logits(query)[:, :3], before, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(adapter.logits(query)[:, :3], before, rtol=1e-6, atol=1e-5)
     assert len(adapter.keys) == 10
 
 
