@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from .. import blocks, tower_adapter
 from ..adapter import Batch
-from ..errors import nearest
+from ..conv_teacher import ConvTeacher
+from ..errors import LimpetError, nearest
+from ..fresh_text import start_anew
 from ..gathering import gathered, gathered_lists, processes
 from ..objectives import OBJECTIVES
 from ..tower_adapter import TowerAdapter, tower_problem
@@ -37,7 +40,12 @@ class Config(tower_adapter.Config):
             none from 92 % on. Native ViT towers only.
         patch_choice: which patches stay: "random" (FLIP), or "contrast", those whose pixels differ most, with chance in it:
             small things on plain ground stay whole.
+        fresh_text: whether the text tower starts anew, its table of tokens apart, for a second training of given weights on data
+            whose words the first could not tell apart.
         text_warmup: steps at the start in which the text tower alone learns to match two captions of an image.
+        teacher_steps: steps after these in which a small convolutional net learns in place of the image tower, whose patch
+            tokens imitate its map from then on. Native ViT towers only, in one process.
+        teacher_weight: of the imitation beside the objective.
         position_offsets: whether half of the texts begin at random positions in the second half of training, so that later
             positions are trained, too.
     """
@@ -47,7 +55,10 @@ class Config(tower_adapter.Config):
     temperature: float | None = None
     patch_dropout: float = 0.0
     patch_choice: str = "random"
+    fresh_text: bool = False
     text_warmup: int = 0
+    teacher_steps: int = 0
+    teacher_weight: float = 2.0
     position_offsets: bool = False
 
 
@@ -80,8 +91,9 @@ class Contrastive(TowerAdapter):
             )
         if config.patch_choice not in ("random", "contrast"):
             return f"method.patch_choice is '{config.patch_choice}'; it is random or contrast."
-        if config.text_warmup < 0 or (config.text_warmup and "text" not in cls.towers(config)):
-            return f"method.text_warmup is {config.text_warmup}: a number of steps, 0 or more, that train the text tower."
+        begins = _beginning_problem(config, spec, cls.towers(config))
+        if begins:
+            return begins
         if config.position_offsets and ("text" not in cls.towers(config) or spec.text_tower != "transformer"):
             return "method.position_offsets moves the positions of a trained native text tower; here there is none."
         return parts_problem(cls.towers(config), config.layers, config.parts, spec)
@@ -95,10 +107,15 @@ class Contrastive(TowerAdapter):
         """Copy the chosen weights and the temperature."""
         config: Config = self.config
         clip, first = copied(self, ["logit_scale"])
+        if config.fresh_text:
+            start_anew(clip)
         if config.temperature is not None:
             clip.model.logit_scale.data.fill_(config.temperature).log_()
         self.attach(clip, dict(clip.named_parameters()), first)
         self.bias = nn.Parameter(torch.tensor(START_BIAS, dtype=self.dtype), requires_grad=config.objective == "siglip")
+        if config.teacher_steps:
+            visual: Any = clip.model.visual
+            self.teacher = ConvTeacher(self.backbone.embed_dim, visual.conv1.out_channels)
         self.register_buffer("progress", torch.zeros(()))
         self.register_buffer("warmed", torch.zeros((), dtype=torch.long))
         size = sum(p.numel() * p.element_size() for p in self.learnable()) / 1e6
@@ -132,11 +149,16 @@ class Contrastive(TowerAdapter):
         captions = self._captions(batch)
         once = list(dict.fromkeys(captions))
         texts = gathered(self._train_texts(once))
+        beside: Tensor | float = 0.0
         if self.training and int(self.warmed) < self.config.text_warmup:
             self.warmed += 1
             images = gathered(self._train_texts(batch["other_caption"]) + self._untouched())
+        elif self.training and int(self.warmed) < self.config.text_warmup + self.config.teacher_steps:
+            self.warmed += 1
+            images = self._teach(batch)
         else:
-            images = gathered(self._train_images(batch))
+            own_images, beside = self._train_images(batch)
+            images = gathered(own_images)
         encoded = [text for own in gathered_lists(once) for text in own]
         lists = gathered_lists(captions)
         every = [text for own in lists for text in own]
@@ -151,7 +173,7 @@ class Contrastive(TowerAdapter):
             first = torch.tensor([every.index(text) for text in names], device=images.device)
             positives |= gathered(_across(batch["positives"], lists).to(images.device))[:, first]
         objective = OBJECTIVES[self.config.objective]
-        return objective(images @ texts.T, positives, self.scale.log(), self.bias)
+        return objective(images @ texts.T, positives, self.scale.log(), self.bias) + beside
 
     def _untouched(self) -> Tensor | float:
         """Nothing, on which the image tower hangs: between processes every weight needs a gradient at every step."""
@@ -175,30 +197,75 @@ class Contrastive(TowerAdapter):
             return self.encode_text(texts)
         return F.normalize(self.clip.encode_text(texts, normalize=False, offset=offset).to(self.dtype), dim=-1)
 
-    def _train_images(self, batch: Batch) -> Tensor:
-        """Image features (B, D), unit norm, some of the patches left out."""
+    def _teach(self, batch: Batch) -> Tensor:
+        """Image features (B, D), unit norm, of the convolutional net while it learns."""
+        if processes() > 1:
+            raise LimpetError(
+                f"method.teacher_steps is {self.config.teacher_steps}: the net that the image tower imitates learns in one "
+                f"process, and there are {processes()}. Set trainer.devices=1, or method.teacher_steps=0."
+            )
+        features: Tensor = self.teacher.train()(batch["image"].to(self.clip.device))
+        return features.to(self.dtype)
+
+    def _train_images(self, batch: Batch) -> tuple[Tensor, Tensor | float]:
+        """Image features (B, D), unit norm, some of the patches left out, and how far their tokens are from the teacher's map."""
         share = self.patch_share
-        if share == 1 or not self.training:
-            return self.encode_image(batch)
+        if not self.training or (share == 1 and not self.config.teacher_steps):
+            return self.encode_image(batch), 0.0
         visual: Any = self.clip.model.visual
         pixels = batch["image"].to(self.clip.device, self.clip.dtype)
         x = visual._embeds(pixels)
-        count = max(1, round(share * (x.shape[1] - 1)))
-        order = torch.rand(len(x), x.shape[1] - 1, device=x.device)
-        if self.config.patch_choice == "contrast":
-            order = (order + 0.5) / (_contrast(pixels, visual.grid_size).to(order) + 1e-3)
-        kept = order.argsort(1)[:, :count] + 1
-        x = torch.cat([x[:, :1], x.gather(1, kept[..., None].expand(-1, -1, x.shape[2]))], 1)
+        places = None
+        if share < 1:
+            places = self._places(pixels, visual.grid_size, max(1, round(share * (x.shape[1] - 1))))
+            x = torch.cat([x[:, :1], x[:, 1:].gather(1, places[..., None].expand(-1, -1, x.shape[2]))], 1)
+        layers, beside = list(visual.transformer.resblocks), 0.0
+        if self.config.teacher_steps:
+            x = blocks.run(layers[:-1], x)
+            layers = layers[-1:]
+            distance = self.teacher.distance(x[:, 1:], pixels, visual.grid_size, places)
+            beside = self.config.teacher_weight * distance.to(self.dtype)
         keep = slice(0, 1) if visual.pool_type == "tok" else slice(0, x.shape[1])
-        pooled = visual._pool(blocks.run(visual.transformer.resblocks, x, keep=keep))[0]
+        pooled = visual._pool(blocks.run(layers, x, keep=keep))[0]
         features = pooled if visual.proj is None else pooled @ visual.proj
-        return F.normalize(features.to(self.dtype), dim=-1)
+        return F.normalize(features.to(self.dtype), dim=-1), beside
+
+    def _places(self, pixels: Tensor, grid: tuple[int, int], count: int) -> Tensor:
+        """Numbers (B, count) of the patches that stay, row by row."""
+        order = torch.rand(len(pixels), grid[0] * grid[1], device=pixels.device)
+        if self.config.patch_choice == "contrast":
+            order = (order + 0.5) / (_contrast(pixels, grid).to(order) + 1e-3)
+        return order.argsort(1)[:, :count]
 
     @property
     def answer_scale(self) -> float:
         """The learned inverse temperature, or `logit_scale` of the configuration."""
         fixed = self.config.logit_scale
         return float(self.scale.detach()) if fixed is None else float(fixed)
+
+
+def _beginning_problem(config: Config, spec: BackboneSpec, towers: Sequence[str]) -> str | None:
+    """Why training cannot begin as the configuration says, as a sentence, or None."""
+    if config.text_warmup < 0 or (config.text_warmup and "text" not in towers):
+        return f"method.text_warmup is {config.text_warmup}: a number of steps, 0 or more, that train the text tower."
+    if config.fresh_text and spec.text_tower != "transformer":
+        return f"method.fresh_text starts open_clip's own text towers anew; that of {spec.name} is another. Set it to false."
+    if config.fresh_text and ("text" not in towers or config.layers != "all" or list(config.parts) != ["all"]):
+        return (
+            "method.fresh_text draws the whole text tower anew, so all of it must be trained: method.towers=both or text, "
+            "method.layers=all and method.parts=[all]."
+        )
+    if config.teacher_steps < 0 or config.teacher_weight < 0:
+        return (
+            f"method.teacher_steps is {config.teacher_steps} and method.teacher_weight {config.teacher_weight}: a number of "
+            "steps and a weight, 0 or more."
+        )
+    if config.teacher_steps and ("image" not in towers or blocks.image_problem(spec)):
+        return (
+            "method.teacher_steps trains a net that the patches of a trained native ViT imitate; the image tower of "
+            f"{spec.name} is not one here. Use method.teacher_steps=0."
+        )
+    return None
 
 
 def _contrast(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
