@@ -2,9 +2,9 @@
 
     python -m limpet.backbone_packing RUN FOLDER
 
-writes a folder that is a backbone (`backbone.name=FOLDER`): this is how the embedded limpet-tiny was made of a run of the
-recipe `pretrain_tiny`. At load the other rows come from a seeded normal with the trained rows' spread, so that words that
-were never trained at least differ from each other, and runs say which words those are.
+writes a folder that is a backbone (`backbone.name=FOLDER`): this is how the embedded limpet-tiny was made of runs of the
+recipes `pretrain_tiny` and `pretrain_tiny_shapes`. At load the other rows come from a seeded normal with the trained rows'
+spread, so that words that were never trained at least differ from each other, and runs say which words those are.
 """
 
 from __future__ import annotations

@@ -24,7 +24,10 @@ def learning_rate(config: OptimConfig, time: int, total: int) -> float:
     `warmup_lr` for the first `warmup` units; then the cosine counts from 0 with period `total`, not `total - warmup`, so it
     starts at the peak and does not quite reach its end. Source: Dassl's scheduler as used by CoOp, CoCoOp, MaPLe.
     "warmup_cosine" rises in a line to the peak instead, and its cosine ends with training: that of open_clip, and of ZSCL.
+    With `restart` there are two such courses, one before that time and one from it (SGDR, Loshchilov & Hutter 2017).
     """
+    if config.restart:
+        time, total = (time, config.restart) if time < config.restart else (time - config.restart, total - config.restart)
     if config.schedule == "warmup_cosine":
         if time < config.warmup:
             return config.lr * (time + 1) / config.warmup

@@ -69,6 +69,7 @@ class OptimConfig:
     warmup: int = number(1, 0)  # epochs or steps, as `interval` says
     warmup_lr: float = number(1e-5, 0)
     min_lr: float = number(0.0, 0)
+    restart: int = number(0, 0)  # epochs or steps, as `interval` says; 0 for never
 
 
 @dataclass

@@ -46,6 +46,7 @@ class Config(tower_adapter.Config):
         teacher_steps: steps after these in which a small convolutional net learns in place of the image tower, whose patch
             tokens imitate its map from then on. Native ViT towers only, in one process.
         teacher_weight: of the imitation beside the objective.
+        lock_text: whether the text tower stays as it is once these steps are over.
         position_offsets: whether half of the texts begin at random positions in the second half of training, so that later
             positions are trained, too.
     """
@@ -59,6 +60,7 @@ class Config(tower_adapter.Config):
     text_warmup: int = 0
     teacher_steps: int = 0
     teacher_weight: float = 2.0
+    lock_text: bool = False
     position_offsets: bool = False
 
 
@@ -153,7 +155,7 @@ class Contrastive(TowerAdapter):
         if self.training and int(self.warmed) < self.config.text_warmup:
             self.warmed += 1
             images = gathered(self._train_texts(batch["other_caption"]) + self._untouched())
-        elif self.training and int(self.warmed) < self.config.text_warmup + self.config.teacher_steps:
+        elif self.training and int(self.warmed) < self._beginning:
             self.warmed += 1
             images = self._teach(batch)
         else:
@@ -187,15 +189,26 @@ class Contrastive(TowerAdapter):
         drawn = torch.rand(len(prompts)).tolist()  # one of the templates for each image
         return [choices[int(at * len(choices))] for choices, at in zip(prompts, drawn, strict=True)]
 
+    @property
+    def _beginning(self) -> int:
+        """Steps at the start in which the image tower does not learn."""
+        return int(self.config.text_warmup + self.config.teacher_steps)
+
+    @property
+    def _texts_done(self) -> float:
+        """Share of their training that texts have behind them, 1 when they do not learn any more."""
+        return int(self.warmed) / self._beginning if self.config.lock_text else float(self.progress)
+
     def _train_texts(self, texts: list[str]) -> Tensor:
-        offset = 0
-        if self.config.position_offsets and float(self.progress) >= 0.5 and torch.rand(()) < 0.5:
+        if "text" not in self.towers(self.config):
+            return self.encode_text(texts)
+        locked, offset = self.config.lock_text and self._texts_done >= 1, 0
+        if self.config.position_offsets and not locked and self._texts_done >= 0.5 and torch.rand(()) < 0.5:
             longest = max(len(self.backbone.token_ids(text)) for text in texts) + 2
             room = self.backbone.spec.context_length - longest
             offset = int(torch.randint(0, max(1, room + 1), ()))
-        if "text" not in self.towers(self.config):
-            return self.encode_text(texts)
-        return F.normalize(self.clip.encode_text(texts, normalize=False, offset=offset).to(self.dtype), dim=-1)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not locked):
+            return F.normalize(self.clip.encode_text(texts, normalize=False, offset=offset).to(self.dtype), dim=-1)
 
     def _teach(self, batch: Batch) -> Tensor:
         """Image features (B, D), unit norm, of the convolutional net while it learns."""
@@ -260,6 +273,8 @@ def _beginning_problem(config: Config, spec: BackboneSpec, towers: Sequence[str]
             f"method.teacher_steps is {config.teacher_steps} and method.teacher_weight {config.teacher_weight}: a number of "
             "steps and a weight, 0 or more."
         )
+    if config.lock_text and not config.teacher_steps:
+        return "method.lock_text keeps what texts learn beside the teacher: give method.teacher_steps, or use method.towers=image."
     if config.teacher_steps and ("image" not in towers or blocks.image_problem(spec)):
         return (
             "method.teacher_steps trains a net that the patches of a trained native ViT imitate; the image tower of "

@@ -99,6 +99,30 @@ def test_afterwards_the_distance_of_the_last_but_one_blocks_tokens_is_added(weig
     assert loss.item() == pytest.approx(plain.item() + weight * distance.item(), abs=1e-5)
 
 
+def test_texts_learn_beside_the_teacher_and_can_stay_as_they_are_then(random_clip):
+    adapter = made(random_clip, text_warmup=1, teacher_steps=1, lock_text=True, position_offsets=True)
+    phases = []
+    for _ in range(4):
+        adapter.zero_grad()
+        adapter.loss(batch()).backward()
+        phases.append(moved(adapter))
+    assert phases == [{"text"}, {"text", "teacher"}, *2 * [{"visual", "imitation"}]]
+    assert len({adapter.loss(batch()).item() for _ in range(6)}) == 1  # texts no longer begin at a position by chance
+
+
+def test_locked_texts_have_trained_their_later_positions_before(random_clip):
+    torch.manual_seed(0)
+    adapter = made(random_clip, text_warmup=12, teacher_steps=12, lock_text=True, position_offsets=True)
+    places = []
+    for _ in range(24):
+        adapter.zero_grad()
+        adapter.loss(batch()).backward()
+        gradient = dict(adapter.named_parameters())["trained.positional_embedding"].grad
+        places.append(int(gradient.any(1).nonzero().max()))
+    longest = max(places[:12])
+    assert longest < 10 < max(places[12:])  # the longest caption alone needs 7
+
+
 def test_an_image_tower_comes_to_tell_the_map(random_clip):
     adapter = made(random_clip, teacher_steps=30, teacher_weight=5.0, patch_dropout=0.3)
     optimiser = torch.optim.Adam(adapter.learnable(), lr=3e-3)
@@ -132,6 +156,10 @@ def test_answers_do_not_ask_the_teacher(random_clip):
 )
 def test_a_teacher_that_cannot_be_is_a_sentence(settings, random_clip):
     assert "method.teacher_" in Contrastive.supports(Config(**settings), random_clip().spec)
+
+
+def test_texts_without_a_teacher_cannot_be_locked(random_clip):
+    assert "method.lock_text" in Contrastive.supports(Config(lock_text=True, text_warmup=2), random_clip().spec)
 
 
 def test_a_teacher_learns_in_one_process_alone(random_clip, monkeypatch):

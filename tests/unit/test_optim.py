@@ -69,3 +69,10 @@ def test_unknown_words_are_refused():
         build_optimiser(parameter(), OptimConfig(name="adamv"))
     with pytest.raises(RecipeError, match="cosine"):
         build_optimiser(parameter(), OptimConfig(schedule="linear"))
+
+
+def test_a_schedule_that_begins_anew_is_two_schedules():
+    plain = OptimConfig(lr=0.3, warmup=2, warmup_lr=0.01)
+    restarted = OptimConfig(lr=0.3, warmup=2, warmup_lr=0.01, restart=8)
+    assert [learning_rate(restarted, t, 20) for t in range(8)] == [learning_rate(plain, t, 8) for t in range(8)]
+    assert [learning_rate(restarted, t, 20) for t in range(8, 20)] == [learning_rate(plain, t, 12) for t in range(12)]
