@@ -147,7 +147,15 @@ class Contrastive(TowerAdapter):
         """The objective between the images and the different captions of a batch, of all processes where there are several.
 
         In the warm-up of the text tower, images are stood for by their other captions.
+
+        Raises:
+            LimpetError: a teacher is to learn, and there are several processes.
         """
+        if self.config.teacher_steps and processes() > 1:
+            raise LimpetError(
+                f"method.teacher_steps is {self.config.teacher_steps}: the net that the image tower imitates learns in one "
+                f"process, and there are {processes()}. Set trainer.devices=1, or method.teacher_steps=0."
+            )
         captions = self._captions(batch)
         once = list(dict.fromkeys(captions))
         texts = gathered(self._train_texts(once))
@@ -212,11 +220,6 @@ class Contrastive(TowerAdapter):
 
     def _teach(self, batch: Batch) -> Tensor:
         """Image features (B, D), unit norm, of the convolutional net while it learns."""
-        if processes() > 1:
-            raise LimpetError(
-                f"method.teacher_steps is {self.config.teacher_steps}: the net that the image tower imitates learns in one "
-                f"process, and there are {processes()}. Set trainer.devices=1, or method.teacher_steps=0."
-            )
         features: Tensor = self.teacher.train()(batch["image"].to(self.clip.device))
         return features.to(self.dtype)
 
@@ -267,6 +270,11 @@ def _beginning_problem(config: Config, spec: BackboneSpec, towers: Sequence[str]
         return (
             "method.fresh_text draws the whole text tower anew, so all of it must be trained: method.towers=both or text, "
             "method.layers=all and method.parts=[all]."
+        )
+    if config.fresh_text and config.interpolate is not None:
+        return (
+            f"method.interpolate is {config.interpolate}, and method.fresh_text leaves no weights of the text tower to mix with: "
+            "use one of them."
         )
     if config.teacher_steps < 0 or config.teacher_weight < 0:
         return (

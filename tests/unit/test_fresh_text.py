@@ -46,6 +46,6 @@ def test_its_weights_are_spread_as_those_of_a_new_model():
             assert 0.9 < after[name].std() / new[name].std() < 1.1, name
 
 
-@pytest.mark.parametrize("settings", [{"towers": "image"}, {"layers": "up"}, {"parts": ["attention"]}])
-def test_a_tower_that_is_not_trained_as_a_whole_cannot_start_anew(settings, random_clip):
+@pytest.mark.parametrize("settings", [{"towers": "image"}, {"layers": "up"}, {"parts": ["attention"]}, {"interpolate": 0.5}])
+def test_a_tower_that_is_not_trained_as_a_whole_or_mixed_with_the_given_one_cannot_start_anew(settings, random_clip):
     assert "method.fresh_text" in Contrastive.supports(Config(fresh_text=True, **settings), random_clip().spec)
