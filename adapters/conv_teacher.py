@@ -17,9 +17,9 @@ PARTS = 3  # parts of height and of width that the features tell apart, so that 
 
 
 class ConvTeacher(nn.Module):
-    """Convolutions of 3 x 3, each with batch normalisation and, but for the last, a ReLU; always in float32.
+    """Convolutions of 3 x 3, each with batch normalisation and, but for the last, a ReLU; in the precision of its weights.
 
-    Half-precision convolutions are many times slower than float32 ones on most CPUs.
+    That is float32 under mixed precision, too: half-precision convolutions are many times slower than float32 ones on most CPUs.
 
     Args:
         size: of the features, D.

@@ -121,7 +121,8 @@ class Contrastive(TowerAdapter):
         self.register_buffer("progress", torch.zeros(()))
         self.register_buffer("warmed", torch.zeros((), dtype=torch.long))
         size = sum(p.numel() * p.element_size() for p in self.learnable()) / 1e6
-        self.notes.append(f"The artefact holds the trained weights of the towers: {size:.1f} MB.")
+        teacher = " and the teacher" if config.teacher_steps else ""
+        self.notes.append(f"The artefact holds the trained weights of the towers{teacher}: {size:.1f} MB.")
 
     progress: Tensor
     warmed: Tensor
@@ -242,8 +243,7 @@ class Contrastive(TowerAdapter):
             distance = self.teacher.distance(x[:, 1:], pixels, visual.grid_size, places)
             beside = self.config.teacher_weight * distance.to(self.dtype)
         keep = slice(0, 1) if visual.pool_type == "tok" else slice(0, x.shape[1])
-        pooled = visual._pool(blocks.run(layers, x, keep=keep))[0]
-        features = pooled if visual.proj is None else pooled @ visual.proj
+        features = blocks.pool_image(self.clip, blocks.run(layers, x, keep=keep))
         return F.normalize(features.to(self.dtype), dim=-1), beside
 
     def _places(self, pixels: Tensor, grid: tuple[int, int], count: int) -> Tensor:
@@ -283,7 +283,9 @@ def _beginning_problem(config: Config, spec: BackboneSpec, towers: Sequence[str]
         )
     if config.lock_text and not config.teacher_steps:
         return "method.lock_text keeps what texts learn beside the teacher: give method.teacher_steps, or use method.towers=image."
-    if config.teacher_steps and ("image" not in towers or blocks.image_problem(spec)):
+    if config.teacher_steps and "image" not in towers:
+        return "method.teacher_steps trains a net that the image tower imitates: use it with method.towers=both or image."
+    if config.teacher_steps and blocks.image_problem(spec):
         return (
             "method.teacher_steps trains a net that the patches of a trained native ViT imitate; the image tower of "
             f"{spec.name} is not one here. Use method.teacher_steps=0."
@@ -295,7 +297,7 @@ def _contrast(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
     """Spread of the values of each patch (B, patches) of images (B, 3, H, W), patches row by row."""
     rows, columns = grid
     high, wide = pixels.shape[2] // rows, pixels.shape[3] // columns
-    whole = pixels[:, :, : rows * high, : columns * wide]  # the edge that no patch covers is left away
+    whole = pixels[:, :, : rows * high, : columns * wide]  # the edge that no patch covers is left out
     patches = whole.reshape(len(pixels), -1, rows, high, columns, wide)
     spread: Tensor = patches.float().std((3, 5)).mean(1)
     return spread.flatten(1)
