@@ -128,8 +128,13 @@ class Contrastive(TowerAdapter):
     warmed: Tensor
 
     def epoch_ended(self, epoch: int, epochs: int) -> None:
-        """Remember how far training is: fewer patches are left out towards its end."""
+        """Remember how far training is: fewer patches are left out towards its end. Say where the image tower had no turn."""
         self.progress.fill_((epoch + 1) / epochs)
+        if epoch + 1 == epochs and int(self.warmed) < self._beginning and "image" in self.towers(self.config):
+            self.notes.append(
+                f"Training ended after {int(self.warmed)} of the {self._beginning} steps of method.text_warmup and "
+                "method.teacher_steps, before the image tower's turn: it is as it was."
+            )
 
     @property
     def patch_share(self) -> float:

@@ -123,6 +123,17 @@ def test_locked_texts_have_trained_their_later_positions_before(random_clip):
     assert longest < 10 < max(places[12:])  # the longest caption alone needs 7
 
 
+@pytest.mark.parametrize(("steps", "told"), [(2, True), (3, False)])
+def test_a_training_that_ends_before_the_image_towers_turn_says_so(steps, told, random_clip):
+    adapter = made(random_clip, text_warmup=1, teacher_steps=2)
+    for _ in range(steps):
+        adapter.loss(batch())
+    adapter.epoch_ended(0, 2)
+    assert not any("turn" in note for note in adapter.notes)
+    adapter.epoch_ended(1, 2)
+    assert any("2 of the 3 steps" in note for note in adapter.notes) is told
+
+
 def test_an_image_tower_comes_to_tell_the_map(random_clip):
     adapter = made(random_clip, teacher_steps=30, teacher_weight=5.0, patch_dropout=0.3)
     optimiser = torch.optim.Adam(adapter.learnable(), lr=3e-3)
