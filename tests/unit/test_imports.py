@@ -19,9 +19,9 @@ STANDARD_AND_OMEGACONF = {
 }
 SHARED = {
     "adapter", "deep_prompts", "backbone", "blocks", "prompting", "classes", "errors", "optim", "metrics", "gaussian",
-    "cache_search", "conv_teacher", "fresh_text", "layers", "split_attention", "tower_adapter", "interpolation", "peft_layers", "block_memory",
-    "csv_files", "descriptors", "foveal", "gathering", "objectives", "ordering_adapter", "pair_attention", "precision",
-    "ranking_network", "region_adapter", "tokens", "tower_parts",
+    "cache_search", "conv_teacher", "fresh_text", "layers", "split_attention", "tower_adapter", "interpolation",
+    "peft_layers", "block_memory", "csv_files", "descriptors", "foveal", "gathering", "objectives", "ordering_adapter",
+    "pair_attention", "precision", "ranking_network", "region_adapter", "tokens", "tower_parts",
 }  # fmt: skip
 
 
