@@ -23,7 +23,7 @@ from .blocks import attention_problem, image_features, image_problem, image_toke
 from .errors import BackboneError
 from .packed_text import Layout, encode
 from .precision import bf16_problem
-from .towers import TextTower, text_tower
+from .towers import TextTower, text_tower, tower_of
 
 __all__ = ["BackboneSpec", "FrozenClip", "describe"]
 
@@ -325,7 +325,7 @@ class FrozenClip:
             raise BackboneError(f"There is no tower {unknown[0]!r}; a CLIP has 'image' and 'text'.")
         memo: dict[int, Any] = {id(b): b for b in self.model.buffers()}
         for name, parameter in self.model.named_parameters():
-            chosen = _tower_of(name) in towers if names is None else name in names
+            chosen = tower_of(name) in towers if names is None else name in names
             memo[id(parameter)] = nn.Parameter(parameter.detach().clone()) if chosen else parameter
         for module in self.model.modules():  # running statistics of trained towers are the copy's own
             if _is_norm_with_statistics(module) and "image" in towers:
@@ -384,12 +384,6 @@ class EditableClip(FrozenClip):
         if "text" not in self.towers or not texts:
             return super().encode_text(texts, normalize)
         return _finish(self._text(list(texts), offset), normalize)
-
-
-def _tower_of(name: str) -> str:
-    if name in ("logit_scale", "logit_bias"):
-        return ""
-    return "image" if name.startswith("visual.") else "text"
 
 
 def _is_norm_with_statistics(module: nn.Module) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+
+from .towers import tower_of
 
 if TYPE_CHECKING:
     from .backbone import EditableClip
@@ -28,7 +29,9 @@ def start_anew(clip: EditableClip) -> None:
         "in_proj_weight": width**-0.5, "out_proj.weight": (2 * width * depth) ** -0.5, "c_fc.weight": (2 * width) ** -0.5,
         "c_proj.weight": (2 * width * depth) ** -0.5, "positional_embedding": 0.01, "text_projection": width**-0.5,
     }  # fmt: skip
-    for name, weight in text_weights(clip).items():
+    for name, weight in clip.named_parameters():
+        if tower_of(name) != "text" or name.endswith(KEPT):
+            continue
         std = next((value for part, value in spread.items() if part in name), None)
         if name.endswith("bias"):
             weight.zero_()
@@ -36,9 +39,3 @@ def start_anew(clip: EditableClip) -> None:
             weight.normal_(std=std)
         elif ".ln_" in f".{name}":
             weight.fill_(1.0)
-
-
-def text_weights(clip: EditableClip) -> dict[str, nn.Parameter]:
-    """The weights of the text tower by name, the table of tokens apart."""
-    own = ("visual.", "logit_")
-    return {n: p for n, p in clip.named_parameters() if not n.startswith(own) and not n.endswith(KEPT)}

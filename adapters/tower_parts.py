@@ -10,6 +10,7 @@ from .backbone_spec import BackboneSpec
 from .errors import RecipeError, nearest
 from .layers import per_tower
 from .tower_adapter import TowerAdapter, block_prefix
+from .towers import tower_of
 
 if TYPE_CHECKING:
     from .backbone import EditableClip
@@ -60,7 +61,7 @@ def chosen(model: Any, spec: BackboneSpec, tower: str, layers: Any, parts: Seque
         Their names, the lowest block that has one, and a sentence about the layers where there is something to say.
     """
     prefix = block_prefix(model, tower)
-    everything = [n for n, _ in model.named_parameters() if _tower(n) == tower]
+    everything = [n for n, _ in model.named_parameters() if tower_of(n) == tower]
     if (spec.image_tower != "vit") if tower == "image" else (spec.text_tower != "transformer"):
         return everything, 0, None
     blocks: Any = model.get_submodule(prefix)
@@ -95,12 +96,6 @@ def copied(adapter: TowerAdapter, extra: Sequence[str] = ()) -> tuple[EditableCl
     if not names:
         raise RecipeError(f"method.parts {list(config.parts)} and method.layers {config.layers} leave nothing to train.")
     return backbone.editable(towers, [*names, *extra]), first
-
-
-def _tower(name: str) -> str:
-    if name in ("logit_scale", "logit_bias"):
-        return ""
-    return "image" if name.startswith("visual.") else "text"
 
 
 def _block(name: str, prefix: str, depth: int) -> int:

@@ -1,4 +1,4 @@
-"""One view of a CLIP's text tower, whichever class of open_clip holds it."""
+"""Which tower of a CLIP a weight belongs to, and one view of the text tower, whichever class of open_clip holds it."""
 
 from __future__ import annotations
 
@@ -61,6 +61,13 @@ class TextTower:
             projected: Tensor = self.projection(x)
             return projected
         return torch.matmul(x, self.projection)
+
+
+def tower_of(name: str) -> str:
+    """Tower that a parameter of an open_clip model belongs to, by its name: "image", "text", or "" for scale and bias."""
+    if name in ("logit_scale", "logit_bias"):
+        return ""
+    return "image" if name.startswith("visual.") else "text"
 
 
 def text_tower(model: Any) -> TextTower | None:

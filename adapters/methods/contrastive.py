@@ -116,8 +116,7 @@ class Contrastive(TowerAdapter):
         self.attach(clip, dict(clip.named_parameters()), first)
         self.bias = nn.Parameter(torch.tensor(START_BIAS, dtype=self.dtype), requires_grad=config.objective == "siglip")
         if config.teacher_steps:
-            visual: Any = clip.model.visual
-            self.teacher = ConvTeacher(self.backbone.embed_dim, visual.conv1.out_channels)
+            self.teacher = ConvTeacher(self.backbone.embed_dim, self.backbone.spec.vision_width)
         self.register_buffer("progress", torch.zeros(()))
         self.register_buffer("warmed", torch.zeros((), dtype=torch.long))
         size = sum(p.numel() * p.element_size() for p in self.learnable()) / 1e6
