@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .errors import RecipeError, nearest
+from .files import is_text
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
@@ -52,6 +54,8 @@ class ClassSet:
                 )
             if not name.strip():
                 raise RecipeError("A class name is empty: give every class a name.")
+            if not is_text(name):
+                raise RecipeError(f"The class name {name!a} is not valid text (UTF-8): give it another name.")
         repeated = (
             sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
         )
@@ -60,6 +64,14 @@ class ClassSet:
                 f"Class names occur more than once: {', '.join(map(repr, repeated))}. Every class needs its "
                 "own name; several words for one class belong in `classes.texts`."
             )
+        composed: dict[str, str] = {}
+        for name in names:
+            other = composed.setdefault(unicodedata.normalize("NFC", name), name)
+            if other != name:
+                raise RecipeError(
+                    f"The class names {other!a} and {name!a} look the same ('{name}'; accents in one sign or in two). "
+                    "Every class needs a name of its own."
+                )
         if not self.templates:
             raise RecipeError(
                 "No templates were given: `classes.templates` needs at least one, such as 'a photo of a {}.'."

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,8 @@ from .nodes import (
 from .recipe_grid import KEYS, read_cases, read_grid, words
 
 SWAPPED = ("method", "data", "trainer", "continual")  # sections whose parent a bare word replaces
+_CELLS = 100_000  # of a grid: more could not be run, and merging them alone would take minutes
+_PARENTS = 200  # recipes that one extends, directly or through others
 SHORTHANDS = {"backbone": "name", "data.augment": "preset"}  # a scalar for the section means this key of it
 
 
@@ -116,9 +119,13 @@ def _shown(path: Path, packaged: Path) -> str:
 
 
 def _layers(
-    path: Path, shown: str, families: frozenset[str], open_: tuple[Path, ...] = ()
+    path: Path, shown: str, families: frozenset[str], open_: tuple[Path, ...] = (), read: list[Path] | None = None
 ) -> Iterator[Layer]:
-    """Yield what a file extends, then the file; one that extends nothing lies on the base."""
+    """Yield what a file extends, then the file; one that extends nothing lies on the base. `read` gathers all files."""
+    read = [] if read is None else read
+    if len(read) > _PARENTS:
+        raise RecipeError(f"{shown}: the recipe extends more than {_PARENTS} others, directly or through these. Name fewer.")
+    read.append(path)
     tree = read_file(path, shown)
     parents = tree.items.pop("extends", Items((), shown))
     if isinstance(parents, Scalar):
@@ -142,7 +149,7 @@ def _layers(
             circle = " -> ".join([*(p.name for p in chain[chain.index(found.resolve()) :]), found.name])
             raise RecipeError(f"{parent.origin}: the recipes extend each other in a circle ({circle}).")
         folder = Path(parent.text).parent.name
-        yield from _layers(found, found_shown, families | ({folder} & set(SWAPPED)), chain)
+        yield from _layers(found, found_shown, families | ({folder} & set(SWAPPED)), chain, read)
     yield Layer(shown, _expand_shorthands(tree), families, path.resolve())
 
 
@@ -272,6 +279,10 @@ def grid(overrides: Sequence[str]) -> list[list[tuple[str, str]]]:
         if len(set(values)) < len(values):
             raise RecipeError(f"'{word}': a comma makes a grid, and one of its values is there twice.")
         columns.append([(key, v) for v in values])
+    count = math.prod(map(len, columns))
+    if count > _CELLS:
+        varied = ", ".join(f"{len(column):,} values of {column[0][0]}" for column in columns if len(column) > 1)
+        raise RecipeError(f"This grid has {count:,} cells ({varied}), more than the {_CELLS:,} of the largest one. Vary fewer values.")
     return [list(cell) for cell in itertools.product(*columns)]
 
 

@@ -41,13 +41,20 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write UTF-8 text atomically."""
-    write_bytes(path, content.encode("utf-8"))
+    """Write UTF-8 text atomically; what is no valid text in the name of a file is replaced."""
+    try:
+        written = content.encode("utf-8")
+    except UnicodeEncodeError:
+        written = printable(content).encode("utf-8")
+    write_bytes(path, written)
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically, readable and with keys in the order given."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    if printable(text) != text:  # names of files that are no valid text stay what they are only in ASCII
+        text = json.dumps(content, indent=2)
+    write_text(path, text + "\n")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
@@ -118,6 +125,11 @@ def _runs(process: int) -> bool:
     except OSError:  # another user's
         return True
     return True
+
+
+def is_text(text: str) -> bool:
+    """Whether a text can be written as UTF-8; the names of files and the words of a shell may hold any bytes."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def printable(path: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from .errors import RecipeError
+from .files import is_text
 
 COMMAND_LINE = "command line"
 _TOO_MANY = 1_000_000  # nodes; only nested aliases get there
@@ -23,9 +24,17 @@ _CLOSING = {"[": "]", "{": "}"}
 _WORDS: dict[str, bool | None] = {"": None, "~": None, "null": None}
 _WORDS |= dict.fromkeys(("true", "yes", "on"), True) | dict.fromkeys(("false", "no", "off"), False)
 _INTEGER = re.compile(r"[-+]?[0-9]+")
+LARGEST = 2**63 - 1  # what NumPy and PyTorch can hold
+_DIGITS = 1000  # more are not even read: Python refuses above some thousands
 _FLOAT = re.compile(
     r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 )
+
+
+def _need_text(text: str, origin: str) -> None:
+    """Refuse what cannot be written to a file."""
+    if not is_text(text):
+        raise RecipeError(f"{origin}: {text!a} is not valid text (UTF-8): write it anew, or rename what it stands for.")
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,9 @@ class Scalar:
     text: str
     plain: bool
     origin: str
+
+    def __post_init__(self) -> None:
+        _need_text(self.text, self.origin)
 
     @property
     def is_null(self) -> bool:
@@ -49,6 +61,9 @@ class Scalar:
         if self.text.lower() in _WORDS:
             return _WORDS[self.text.lower()]
         if _INTEGER.fullmatch(self.text):
+            if len(self.text) > _DIGITS or abs(int(self.text)) > LARGEST:
+                shown = self.text if len(self.text) < 30 else f"{self.text[:20]}... ({len(self.text)} digits)"
+                raise RecipeError(f"{self.origin}: the whole number {shown} is too large; the largest is {LARGEST}.")
             return int(self.text)
         if _FLOAT.fullmatch(self.text):
             return float(re.sub(r"\.(?=inf|nan)", "", self.text.lower()))
@@ -73,6 +88,7 @@ class Section:
 
     def put(self, key: str, node: Node, origin: str) -> None:
         """Set one key and remember its place."""
+        _need_text(key, origin)
         self.items[key] = node
         self.keys[key] = origin
 
@@ -298,3 +314,12 @@ def as_section(data: Mapping[str, Any], origin: str) -> Section:
         node = as_section(value, origin) if isinstance(value, Mapping) else Scalar(str(value), False, origin)
         section.put(key, node, origin)
     return section
+
+
+def flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Values of nested mappings by dotted key; a mapping without keys is a value."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        dotted = f"{path}.{key}" if path else str(key)
+        found |= flat(value, dotted) if isinstance(value, Mapping) and value else {dotted: value}
+    return found

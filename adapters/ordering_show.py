@@ -22,13 +22,13 @@ COLUMNS = {
 
 def results(session: Session, metrics: Mapping[str, Any], run_dir: Path) -> None:
     """Print the table, the notes and the next command."""
-    table = Table(title=f"{metrics['recipe']}: {metrics['method']} on {metrics['backbone']}, test images")
+    table = Table(title=escape(f"{metrics['recipe']}: {metrics['method']} on {metrics['backbone']}, test images"))
     table.add_column("order", no_wrap=True)
     for column in ("images", *COLUMNS.values()):
         table.add_column(column, justify="right")
     for space, values in metrics["results"].items():
         shown = [number(values.get(key)) for key in COLUMNS]
-        table.add_row(TITLES.get(space, space), str(values["images"]), f"[bold]{shown[0]}[/bold]", *shown[1:])
+        table.add_row(escape(TITLES.get(space, space)), str(values["images"]), f"[bold]{shown[0]}[/bold]", *shown[1:])
         before = metrics["zero_shot"][space]
         table.add_row("  zero-shot prompts", "", *(number(before.get(key)) for key in COLUMNS), style="dim")
     console.print(table)
@@ -37,7 +37,7 @@ def results(session: Session, metrics: Mapping[str, Any], run_dir: Path) -> None
         words = [f"{COLUMNS[key]} {low:.3f} to {high:.3f}" for key, (low, high) in bounds.items()]
         if words:
             where = f"{TITLES.get(space, space)}: " if len(metrics["results"]) > 1 else ""
-            console.print(f"95 % interval, {where}{', '.join(words)}")
+            console.print(f"95 % interval, {where}{', '.join(words)}", markup=False)
     several = max(values["classes"] for values in metrics["results"].values())
     if several > 1:
         console.print(f"means over {several} categories; each in per_class.csv")

@@ -12,7 +12,7 @@ import torch
 from . import files
 from .csv_files import cell
 from .errors import LimpetError
-from .inference import load_adapter
+from .inference import finite, load_adapter
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -154,7 +154,7 @@ def _classified(adapter: Any, rows: Rows, places: Sequence[int], image: Any, tra
     if plain:
         answered = torch.cat([answered, adapter.logits({"image": batch["image"]}).to(answered).expand(len(plain), -1)])
     for n, logits in zip((*boxed, *masked, *plain), answered, strict=True):
-        values, chosen = logits.double().softmax(-1).topk(min(top, len(adapter.classes)))
+        values, chosen = finite(logits.double().cpu()).softmax(-1).topk(min(top, len(adapter.classes)))
         names = [adapter.classes.names[int(k)] for k in chosen]
         row: dict[str, Any] = {"label": cell(names[0]), "text": cell(adapter.classes.text(names[0]))}
         row["probability"] = f"{float(values[0]):.6f}"
@@ -178,7 +178,7 @@ def _referred(adapter: Any, rows: Rows, places: Sequence[int], image: Any, trans
     scores = adapter.box_scores([features] * len(asked), captions)
     answers: dict[int, dict[str, Any]] = {}
     for n, one in zip(asked, scores, strict=True):
-        best = int(one.argmax())
+        best = int(finite(one.double().cpu()).argmax())
         found = dict(zip(("found_x0", "found_y0", "found_x1", "found_y1"), rows.regions.boxes[first[best]], strict=True))
         found = {key: f"{value:g}" for key, value in found.items()}
         answers[n] = {**found, "probability": f"{float(one.double().softmax(0)[best]):.6f}"}
@@ -228,7 +228,7 @@ def anomaly_command(folder: Path, images: Sequence[str], out: Path, console: Con
                 broken.append((path, error.reason))
                 continue
             score, maps = adapter.anomaly({"image": transform(image)[None]})
-            found.append((float(score), path, maps[0].float().cpu()))
+            found.append((float(finite(score.cpu())), path, finite(maps[0].float().cpu())))
     found.sort(key=lambda one: (-one[0], one[1]))
     beside = out.with_suffix("")
     limits = (min((float(m.min()) for *_, m in found), default=0.0), max((float(m.max()) for *_, m in found), default=1.0))

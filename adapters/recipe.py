@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from .compose import Composed, compose, find_recipe, packaged_folder, packaged_names
 from .emit import escape, lines, written
 from .errors import RecipeError, RunError, nearest
+from .files import is_text
 from .further_data import PLACES, WORDINGS, read, read_wordings, take_out
 from .nodes import Items, Node, Scalar, Section, describe, plain_data
 from .sections import (
@@ -211,7 +212,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 def _check(composed: Composed, parts: Parts) -> Recipe:
     """Turn one composed tree into a checked recipe; `parts` is shared by the cells of a grid."""
     tree = composed.tree
-    if "name" in tree.items and "run" not in tree.items:
+    if "name" in tree.items:
         raise RecipeError(f"{tree.keys['name']}: Key 'name' is not in a recipe. Did you mean: 'run.name'?")
     schema, continual = _data_schema(tree), _continual_schema(tree)
     method = tree.items.get("method")
@@ -279,7 +280,7 @@ def _root_fields(schema: type, continual: type) -> list[tuple[str, Any, Any]]:
 
     stream: type = importlib.import_module(".datamodules.configs", __package__).StreamConfig
     return [
-        ("seed", int, number(1, 0)),
+        ("seed", int, number(1, 0, 2**32 - 1)),  # the most that NumPy and scikit-learn take
         ("protocol", str, choice("all", *PROTOCOLS)),
         ("backbone", BackboneConfig, section(BackboneConfig)),
         ("classes", ClassesConfig, section(ClassesConfig)),
@@ -304,7 +305,8 @@ def _data_schema(tree: Section) -> type:
     name = data.items.get("name") if data is not None else None
     if not isinstance(name, Scalar) or not name.text:
         known = ", ".join(f"data/{schema}" for schema in sorted(schemas))
-        raise RecipeError(f"{tree.origin}: data.name is missing: add one of {known} to 'extends'.")
+        origin = next(node.origin for node in (name, data, tree) if node is not None)
+        raise RecipeError(f"{origin}: data.name is missing: add one of {known} to 'extends'.")
     if name.text not in schemas:
         hint = nearest(name.text, schemas)
         raise RecipeError(
@@ -374,6 +376,8 @@ def _check_method_name(method: Section, tree: Section) -> None:
 def _check_run_name(name: str, origin: str) -> None:
     if not name or name in (".", "..") or any(c in name for c in '/\\:*?"<>|\0'):
         raise RecipeError(f"{origin}: run.name '{name}' cannot be the name of a folder.")
+    if not is_text(name):
+        raise RecipeError(f"{origin}: run.name {name!a} is not valid text (UTF-8); give another with run.name=NAME.")
 
 
 def _check_values(filled: Any, tree: Section, origins: Mapping[str, str]) -> None:

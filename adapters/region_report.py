@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,14 +57,13 @@ def with_box(image: Any, row: Mapping[str, str]) -> Any:
 
 def write_anomaly(run_dir: Path, metrics: Mapping[str, Any], rows: Sequence[tuple[str, Sequence[str]]]) -> None:
     """Write the page of anomaly scores: a table, and heat maps from the most anomalous image to the least."""
-    from PIL import Image
-
+    images = importlib.import_module(".datamodules.images", __package__)
     predictions = csv_files.read_rows(run_dir / "predictions.csv", ("path", "rank", "score", "anomalous", "heat_map"))
     with_map = [row for row in predictions if row["heat_map"]]
     files_of = {row["heat_map"]: run_dir / row["heat_map"] for row in with_map}
 
     def find(path: str) -> Any:
-        return Image.open(files_of[path]) if path in files_of else None
+        return images.open_image(files_of[path]) if path in files_of else None
 
     pictures = [
         Picture(

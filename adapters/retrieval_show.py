@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 NAMES = {"image_to_image": "images by image", "image_to_text": "texts by image", "text_to_image": "images by text"}
@@ -60,4 +61,4 @@ def show(result: Mapping[str, Any], console: Console) -> None:
         if row["unmatched"]:
             console.print(f"{row['unmatched']} queries have nothing relevant to find and are left out")
     for note in result["notes"]:
-        console.print(f"[yellow]note[/yellow] {note}")
+        console.print(f"[yellow]note[/yellow] {escape(note)}")

@@ -63,7 +63,8 @@ def index_command(
     if groups is not None:
         _groups(index, groups, console)
     count = len(index.paths)
-    console.print(f"{count} images, {index.vectors.shape[1]} numbers each ({source}, pooling {pooling})", highlight=False)
+    text = f"{count} images, {index.vectors.shape[1]} numbers each ({source}, pooling {pooling})"
+    console.print(text, highlight=False, markup=False)
     if broken:
         console.print(f"{len(broken)} of {len(images)} images could not be read and are not in the index:", highlight=False)
         for name, why in broken[:50]:

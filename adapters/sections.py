@@ -22,9 +22,9 @@ def choice(default: str | None, *choices: str) -> Any:
     return field(default=default, metadata={"choices": choices})
 
 
-def number(default: float | None, minimum: float) -> Any:
-    """A dataclass field that holds a number not below `minimum`."""
-    return field(default=default, metadata={"minimum": minimum})
+def number(default: float | None, minimum: float, maximum: float | None = None) -> Any:
+    """A dataclass field that holds a number not below `minimum` and not above `maximum`."""
+    return field(default=default, metadata={"minimum": minimum, "maximum": maximum})
 
 
 @dataclass
@@ -86,7 +86,7 @@ class TrainerConfig:
     gradient_clip: float | None = number(None, 0)
     log_every: int = number(10, 1)  # steps
     loggers: list[Any] = field(default_factory=list)  # beside log/metrics.csv: tensorboard, a dotted path, {path: arguments}
-    threads: int | None = number(None, 1)  # None: PyTorch's own choice
+    threads: int | None = number(None, 1, 4096)  # None: PyTorch's own choice; OpenMP crashes at millions
 
 
 POOLINGS = ("class", "mean", "max", "rmac", "multi_crop")

@@ -116,7 +116,7 @@ def size(count: float) -> str:
 def results(session: Session, metrics: Mapping[str, Any], run_dir: Path) -> None:
     """Print the table of a finished run, where it is, and what to do next."""
     title = f"{metrics['recipe']}: {metrics['method']} on {metrics['backbone']}, test images, %"
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=escape(title), box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("classes", min_width=17 if metrics.get("controls") else 12, max_width=24, overflow="fold")
     top = next((key for values in metrics["results"].values() for key in values if key.startswith("top")), None)
     shown = (top.replace("top", "top-"),) if top else ()
@@ -156,7 +156,7 @@ def results(session: Session, metrics: Mapping[str, Any], run_dir: Path) -> None
         console.print("* columns of new classes are plain zero-shot CLIP with this method")
     if metrics["selected"]:
         chosen = ", ".join(f"{k} = {v:.4g}" if isinstance(v, float) else f"{k} = {v}" for k, v in metrics["selected"].items())
-        console.print(f"chosen on {'test (as published)' if metrics['select'] == 'test_as_published' else 'val'}: {chosen}")
+        console.print(f"chosen on {'test (as published)' if metrics['select'] == 'test_as_published' else 'val'}: {escape(chosen)}")
     for note in metrics["notes"]:
         if note not in session.notes:
             console.print(f"[yellow]note[/yellow] {escape(note)}")

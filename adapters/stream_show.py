@@ -53,7 +53,7 @@ def results(metrics: Mapping[str, Any], run_dir: Path) -> None:
     """Print the figures of a finished stream, where it is, and what to do next."""
     stream = metrics["continual"]
     title = f"{metrics['recipe']}: {metrics['method']} with {stream['regulariser']} on {metrics['backbone']}, %"
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=escape(title), box=SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("")
     table.add_column("this run", justify="right")
     table.add_column("zero-shot", justify="right")

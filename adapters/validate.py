@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .errors import RecipeError, nearest
-from .nodes import Items, Node, Scalar, Section, describe, plain_data
+from .nodes import LARGEST, Items, Node, Scalar, Section, describe, plain_data
 
 T = typing.TypeVar("T")
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
@@ -155,6 +155,8 @@ class _Filler:
             raise RecipeError(f"{node.origin}: {wanted}, but it is empty.")
         if value == "???":
             raise RecipeError(f"{node.origin}: {dotted} is still '???'; give its value.")
+        if plain is bool and type(value) in (int, float) and value not in (0, 1):  # OmegaConf takes 7 for true
+            raise RecipeError(f"{node.origin}: {wanted}; found {describe(node)}.")
         if plain is float and type(value) is int:
             value = float(value)
         elif plain == list[float] and isinstance(value, list):
@@ -264,14 +266,14 @@ def _without_none(kind: Any) -> tuple[Any, bool]:
 
 
 def _check_metadata(instance: Any, path: str, origins: Mapping[str, str]) -> None:
-    """Check `choices` and `minimum` of the fields of a filled dataclass."""
+    """Check `choices`, `minimum` and `maximum` of the fields of a filled dataclass."""
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
         dotted = f"{path}.{field.name}" if path else field.name
         origin = origins.get(dotted, "default")
         if dataclasses.is_dataclass(value):
             _check_metadata(value, dotted, origins)
-        choices, minimum = field.metadata.get("choices"), field.metadata.get("minimum")
+        choices, minimum, maximum = (field.metadata.get(key) for key in ("choices", "minimum", "maximum"))
         if choices and value is not None and value not in choices:
             raise RecipeError(
                 f"{origin}: {dotted} is '{value}', not one of {', '.join(map(str, choices))}."
@@ -281,6 +283,8 @@ def _check_metadata(instance: Any, path: str, origins: Mapping[str, str]) -> Non
             raise RecipeError(f"{origin}: {dotted} is {value}; it must be a finite number.")
         if minimum is not None and isinstance(value, int | float) and value < minimum:
             raise RecipeError(f"{origin}: {dotted} is {value}; the least it can be is {minimum}.")
+        if isinstance(value, int) and value > (LARGEST if maximum is None else maximum):
+            raise RecipeError(f"{origin}: {dotted} is {value}; the most it can be is {LARGEST if maximum is None else maximum}.")
 
 
 def _first_line(err: Exception) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Self
@@ -17,7 +18,7 @@ from PIL import Image
 
 from .checks import check_config, parse_shots, undecodable
 from .configs import DataConfig
-from .errors import DataError, counted, nearest, some
+from .errors import DataError, counted, nearest, printable, some
 from .fewshot import MAX_VAL_SHOTS, draw, draw_dassl, short_classes
 from .images import UnreadableImage, refuse_exhaustion
 from .listing import SPLITS, Listing, Sample, default_text
@@ -35,9 +36,15 @@ def numbered(data: DataModule) -> Listing:
         DataError: the source cannot be used, or lists an image twice.
     """
     listing = data.listing()
+    for name in listing.class_names:
+        if printable(name) != name:
+            raise DataError(
+                f"The name of the class '{printable(name)}' is not UTF-8: rename its folder (from latin-1: convmv -f latin1 -t utf8)."
+            )
     order = {path: i for i, path in enumerate(sorted(sample.path for sample in listing.samples))}
     if len(order) < len(listing.samples):
-        raise DataError("The data lists an image twice.")
+        often = Counter(sample.path for sample in listing.samples)
+        raise DataError(f"The data lists an image twice: {some([path for path, count in often.items() if count > 1], 4)}.")
     return replace(listing, samples=[replace(sample, index=order[sample.path]) for sample in listing.samples])
 
 

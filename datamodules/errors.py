@@ -16,6 +16,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" Did you mean '{matches[0]}'?" if matches else ""
 
 
+def printable(name: str) -> str:
+    """A file's name whose bytes are no valid text (possible on Linux) as text that can be written."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def some(items: Sequence[str], most: int = 8) -> str:
     """Join items with commas; a long list is cut and its remainder counted ("a, b and 12 more")."""
     shown = ", ".join(items[:most])

@@ -65,3 +65,16 @@ def test_subsets_and_growth():
 def test_mistakes_are_sentences(make, said):
     with pytest.raises(RecipeError, match=said):
         make()
+
+
+def test_names_that_look_the_same_are_refused():
+    with pytest.raises(RecipeError, match="look the same"):
+        ClassSet(("caf\u00e9", "cafe\u0301"))
+    with pytest.raises(RecipeError, match="look the same"):
+        ClassSet(("caf\u00e9",)).extended(["cafe\u0301"])
+    assert ClassSet(("cafe\u0301", "cafe")).names == ("cafe\u0301", "cafe")
+
+
+def test_a_name_that_cannot_be_written_is_refused():
+    with pytest.raises(RecipeError, match="not valid text"):
+        ClassSet(("a\udcff",))

@@ -55,6 +55,8 @@ def message(text, overrides=(), name="fish.yaml"):
             "fish.yaml:3: data.augment.preset is 'arial', not one of natural, aerial",
         ),
         ("data:\n  strict: maybe\n", "fish.yaml:2: data.strict must be true or false"),
+        ("data:\n  strict: 7\n", "fish.yaml:2: data.strict must be true or false"),
+        ("data:\n  strict: 0.5\n", "fish.yaml:2: data.strict must be true or false"),
         ("stream:\n  sessions: 3\n", "fish.yaml:2: stream.sessions must be keys with a list of texts each"),
         ("stream:\n  increment: 2\n", "fish.yaml:2: stream.increment would not be read: stream.by is not set"),
         ("stream:\n  by: domains\n  first: 2\n", "fish.yaml:3: stream.first would not be read: stream.by is domains"),
@@ -87,6 +89,15 @@ def message(text, overrides=(), name="fish.yaml"):
         ("optim:\n  lr: ${optim.lrr}\n", "fish.yaml:2: optim.lr: '${optim.lrr}' cannot be resolved"),
         ("optim:\n  lr: ${optim.lr}\n", "fish.yaml:2: optim.lr: '${optim.lr}' cannot be resolved"),
         ("optim:\n  lr: ${\n", "fish.yaml:2: optim.lr"),
+        ("optim:\n  lr: *fast\n", "fish.yaml:2: this is not valid YAML: found undefined alias"),
+        ("name: mine\n", "fish.yaml:1: Key 'name' is not in a recipe. Did you mean: 'run.name'?"),
+        ("method: [coop]\n", "fish.yaml:1: 'method' is a section of keys"),
+        ("method:\n  name: ''\n", "fish.yaml:2: method.name is missing: add a method to 'extends', like method/coop."),
+        ("data:\n  name:\n", "fish.yaml:2: data.name is missing: add one of data/benchmark"),
+        ("classes:\n  texts: {a: {b: c}}\n", "fish.yaml:2: classes.texts.a must be a list of texts; found a section with keys"),
+        ("classes:\n  texts:\n    a: [x, {b: c}]\n", "fish.yaml:3: in classes.texts.a, {'b': 'c'} is not a text"),
+        ("stream: {by: classes, sessions: {a: [x]}, first: 2}\n", "so stream.first and stream.increment would not be read"),
+        ("protocol: base_to_new\nstream: {by: classes, increment: 2}\n", "fish.yaml:1: a stream goes with protocol all"),
     ],
 )
 def test_sentence(text, expected):
@@ -161,6 +172,7 @@ def test_empty_file_and_empty_sections_are_the_base(tmp_path):
         (["optim=3"], "command line: 'optim' is a section of keys; found '3'"),
         (["optim.lr.x=3"], "command line: optim.lr must be a number; found a section with keys"),
         (["classes.texts={a}"], "'a' in '{a}' is not 'key: value'"),
+        (["classes.texts={a: b, a: c}"], "'a' in '{a: b, a: c}' is not a key, or is given twice"),
     ],
 )
 def test_command_line(words, expected):
@@ -178,3 +190,54 @@ def test_data_word_that_is_a_folder(tmp_path):
 def test_one_recipe_is_wanted():
     with pytest.raises(RecipeError, match="a grid of 2 recipes"):
         load_recipe("quickstart", ["seed=1,2"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("\nseed: " + "9" * 5000 + "\n", "fish.yaml:2: the whole number 99999999999999999999... (5000 digits) is too large"),
+        ("optim:\n  lr: " + "9" * 5000 + "\n", "fish.yaml:2: the whole number 99999999999999999999... (5000 digits) is too large"),
+        ("seed: 99999999999999999999\n", "fish.yaml:1: the whole number 99999999999999999999 is too large; the largest is 922337203"),
+        ("seed: '99999999999999999999'\n", "fish.yaml:1: seed is 99999999999999999999; the most it can be is 4294967295"),
+        ("seed: 4294967296\n", "fish.yaml:1: seed is 4294967296; the most it can be is 4294967295"),
+        ("trainer:\n  threads: 99999999\n", "fish.yaml:2: trainer.threads is 99999999; the most it can be is 4096"),
+        ("method:\n  name: coop\n  context_length: -99999999999999999999\n", "fish.yaml:3: the whole number -9999"),
+        (
+            "grid:\n" + "".join(f"  {key}: [{','.join(map(str, range(1, 1001)))}]\n" for key in ("seed", "data.shots", "optim.lr")),
+            "This grid has 1,000,000,000 cells (1,000 values of seed, 1,000 values of data.shots, 1,000 values of optim.lr)",
+        ),
+        ("extends: [" + ",".join(["quickstart"] * 5000) + "]\n", "the recipe extends more than 200 others"),
+    ],
+)
+def test_numbers_and_recipes_without_end(text, expected):
+    assert expected in message(text)
+
+
+def test_names_of_many_digits_are_texts():
+    from pathlib import Path
+
+    digits = "9" * 5000
+    Path("mine.yaml").write_text(f"extends: fish\nclasses:\n  include: [{digits}, 99999999999999999999]\nrun:\n  name: {'9' * 30}\n")
+    (recipe,) = load("mine.yaml", ["data.root=x", "seed=4294967295", "trainer.threads=4096"])
+    assert recipe.classes.include == [digits, "99999999999999999999"] and recipe.run.name == "9" * 30
+
+
+def test_recipes_that_extend_each_other_many_times_end(tmp_path):
+    for n in range(30):
+        (tmp_path / f"r{n}.yaml").write_text(f"extends: [r{n + 1}, r{n + 1}]\n")
+    (tmp_path / "r30.yaml").write_text("extends: base\n")
+    assert "extends more than 200 others" in message("extends: r0\n")
+
+
+@pytest.mark.parametrize(
+    ("method", "key"),
+    [("coop", "context_length"), ("prograd", "context_length"), ("cocoop", "context_length"), ("vpt", "length"), ("maple", "length"),
+     ("ivlp", "image_length")],
+)  # fmt: skip
+def test_a_prompt_longer_than_any_tower_is_refused_before_it_is_made(method, key, capsys):
+    from limpet.cli import main
+
+    words = ["trainer=cpu", f"method={method}", f"method.{key}={2**63 - 1}"]
+    words += ["method.init=null"] if method in ("cocoop", "prograd") else []  # words to start from would decide the length
+    assert main(["check", "quickstart", *words]) == 2
+    assert f"method.{key} is 9223372036854775807" in " ".join(capsys.readouterr().err.split())
