@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from . import backbone_weights as weights
+from .backbone_checks import check_against
 from .backbone_introspect import spec_from_model
 from .backbone_source import describe, resolve
 from .backbone_spec import BackboneSpec, spec_of
@@ -92,12 +93,14 @@ class FrozenClip:
             BackboneError: unknown names, files that cannot be read or do not fit, an unreachable hub.
         """
         source = resolve(config)
+        file = None if source.pretrained == "random" else weights.weights_file(source)
+        state = {} if file is None else weights.read_state(file)
+        if file is not None:
+            check_against(source.name, source.model, sum(tensor.numel() for tensor in state.values()), file)
         model = weights.build(source)
-        if source.pretrained == "random":
-            state = dict(model.state_dict())
-            trained = None
+        if file is None:
+            state, trained = dict(model.state_dict()), None
         else:
-            state = weights.load_state(source)
             trained = weights.fit_state(model, state, source.name)
         fingerprint = weights.fingerprint(state)
         spec = spec_of(source)

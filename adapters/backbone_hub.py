@@ -17,11 +17,18 @@ CONFIG_FILE = "open_clip_config.json"
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
-def fetch_hub_config(repository: str) -> dict[str, Any]:
+def fetch_hub_config(repository: str) -> Any:
     """Return open_clip's configuration of a Hugging Face hub repository."""
     path = hub_file(repository, (CONFIG_FILE,), f"{HUB}{repository}")
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return config
+    return read_config(path)
+
+
+def read_config(path: Path) -> Any:
+    """What a JSON file holds."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BackboneError(f"{path} is not valid JSON ({error}).") from error
 
 
 def tagged_file(source: Source) -> Path:

@@ -12,6 +12,16 @@ from .backbone_spec import BackboneSpec, preprocessing
 from .blocks import attention_problem
 from .towers import text_tower
 
+# Attributes of modules that change what weights compute and show in none of their shapes; of open_clip, torch, timm and
+# transformers.
+_SETTINGS = frozenset(
+    ("num_heads", "num_attention_heads", "n_heads", "scale", "embed_scale", "eps", "variance_epsilon", "approximate",
+     "negative_slope", "pool_type", "text_pool_type", "attn_pool_type", "global_pool", "num_prefix_tokens", "final_ln_after_pool",
+     "eos_id", "text_eos_id", "pad_id")
+)  # fmt: skip
+_OF_HUGGING_FACE = ("model_type", "pad_token_id", "position_embedding_type", "is_decoder", "hidden_act", "feed_forward_proj",
+                    "relative_attention_max_distance")  # fmt: skip
+_ACTIVATIONS = ("torch.nn.modules.activation", "open_clip")  # other libraries rename theirs; their towers are known by other words
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 
 
@@ -88,3 +98,43 @@ def _embed_dim(model: Any, tower: Any) -> int:
 
 def _resnet_width(visual: Any) -> int:
     return int(visual.bn3.num_features)
+
+
+def settings_of(model: nn.Module) -> dict[str, Any]:
+    """What the same weights could be run with otherwise: heads, epsilons, pooling, mask, activations.
+
+    Returns:
+        Plain values, fit for JSON, by names like "image.num_heads": of each tower the values of its modules in their order,
+        repetitions left out, or the value alone where it is the same everywhere.
+    """
+    own: Any = model
+    found: dict[str, list[Any]] = {}
+    for name, module in model.named_modules():
+        if name.startswith("text_decoder"):  # CoCa's captions; no feature comes from it
+            continue
+        tower = "image" if name.split(".")[0] == "visual" else "text"
+        # parameters and buffers are not in vars(): they are weights
+        said = {key: value for key, value in vars(module).items() if key in _SETTINGS and _plain(value)}
+        kind = type(module).__name__
+        if type(module).__module__.startswith(_ACTIVATIONS) and not list(module.children()) and not list(module.parameters()):
+            said["functions"] = kind
+        for key, value in said.items():
+            values = found.setdefault(f"{tower}.{key.removeprefix('text_')}", [])  # CLIP holds its text tower's own
+            if not values or values[-1] != value:
+                values.append(value)
+    text = getattr(own, "text", own)
+    config = getattr(text, "config", None)
+    if config is not None:
+        found.update({f"text.{key}": [getattr(config, key)] for key in _OF_HUGGING_FACE if _plain(getattr(config, key, ...))})
+        found["text.pooler"] = [type(getattr(text, "pooler", None)).__name__]
+    described = getattr(getattr(own.visual, "trunk", None), "pretrained_cfg", None) or {}
+    if isinstance(described, Mapping) and described.get("architecture"):
+        found["image.architecture"] = [str(described["architecture"])]  # of timm
+    if found.get("text.pool_type") != ["eos"]:
+        found.pop("text.eos_id", None)  # a feature is not read there
+    found["text.causal"] = [getattr(text, "attn_mask", None) is not None]
+    return {key: values[0] if len(values) == 1 else values for key, values in sorted(found.items())}
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, str | int | float | None)

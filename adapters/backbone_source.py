@@ -7,6 +7,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+from .backbone_checks import check_configuration
 from .backbone_spec import FOLDER, HUB, TINY, BackboneSpec, Source, preprocessing, spec_of, tiny_asset
 from .errors import BackboneError, nearest
 
@@ -43,7 +44,7 @@ def resolve(config: Any) -> Source:
             )
         if pretrained != "random":
             _weights_file(pretrained)
-        whole = {"model_cfg": dict(own), "preprocess_cfg": {}}
+        whole = {"model_cfg": own, "preprocess_cfg": {}}
         return _source(name, "architecture", whole, pretrained, activation, precision=precision)
     if name == TINY:
         # The weights are part of Limpet: a tag left over from another backbone has nothing to say here.
@@ -83,7 +84,7 @@ def describe(config: Any) -> BackboneSpec:
 def _source(
     name: str,
     kind: str,
-    whole: dict[str, Any],
+    whole: Any,
     pretrained: str | None,
     activation: str | None,
     *,
@@ -91,13 +92,8 @@ def _source(
     folder: Path | None = None,
 ) -> Source:
     """Make a source of a complete open_clip_config.json."""
+    check_configuration(name, whole)
     model = deepcopy(whole.get("model_cfg", whole))
-    missing = [k for k in ("embed_dim", "vision_cfg", "text_cfg") if k not in model]
-    if missing:
-        raise BackboneError(
-            f"The configuration of the backbone {name} has no {', '.join(missing)}: it is not an open_clip "
-            "configuration (open_clip_config.json)."
-        )
     if activation is not None:
         model["quick_gelu"] = activation == "quick_gelu"
     size = model["vision_cfg"].get("image_size", 224)
@@ -105,7 +101,7 @@ def _source(
         name,
         kind,
         model,
-        preprocessing(whole.get("preprocess_cfg", {}), size),
+        preprocessing(whole.get("preprocess_cfg") or {}, size),
         pretrained,
         precision,
         folder=folder,
@@ -118,10 +114,9 @@ def _from_folder(name: str, pretrained: str | None, activation: str | None, prec
     if not config.is_file():
         found = "it is not a folder" if not folder.is_dir() else "the folder has no such file"
         raise BackboneError(f"The backbone {name} needs {config}, but {found}.")
-    try:
-        whole = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BackboneError(f"{config} is not valid JSON ({error}).") from error
+    from .backbone_hub import read_config
+
+    whole = read_config(config)
     if pretrained not in (None, "random"):
         _weights_file(pretrained)
     return _source(name, "folder", whole, pretrained, activation, precision=precision, folder=folder)
@@ -151,6 +146,7 @@ def _from_builtin(name: str, pretrained: str | None, activation: str | None, pre
             f"There is no backbone {name!r}. Known are {TINY}, open_clip's {len(open_clip.list_models())} "
             f"models, {HUB}OWNER/NAME and local folders.{nearest(name, [TINY, *open_clip.list_models()])}"
         )
+    check_configuration(name, model)  # open_clip reads files of configurations that were added to it, too
     tags = list_pretrained_tags_by_model(plain)
     known = f"Tags of {plain}: {', '.join(tags)}." if tags else f"open_clip lists no weights for {plain}."
     if pretrained is None:

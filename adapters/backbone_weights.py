@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .backbone_checks import TOKENIZER_SETTINGS
 from .backbone_hub import WEIGHT_FILES, hub_file, local_or_hub, offline_if, tagged_file
 from .backbone_spec import HUB, TINY, Source, tiny_asset
-from .errors import BackboneError
+from .errors import BackboneError, LimpetError, exhausted
 
 SEED = 0  # of untrained models and of token rows that were never trained
 NOT_WEIGHTS = (
@@ -37,6 +39,7 @@ def build(source: Source) -> nn.Module:
     if text.get("hf_model_name"):
         text["hf_model_pretrained"] = False
         text["hf_model_name"] = local_or_hub(text["hf_model_name"], source, "config.json")
+        _check_text_tower(text["hf_model_name"], source)
     kind = CLIP
     if source.model.get("custom_text") or text.get("hf_model_name"):
         kind = CoCa if "multimodal_cfg" in config else CustomTextCLIP
@@ -44,11 +47,54 @@ def build(source: Source) -> nn.Module:
         with torch.random.fork_rng(devices=[]), offline_if(text.get("hf_model_name")):
             torch.manual_seed(SEED)
             model: nn.Module = kind(**{**config, "vision_cfg": vision, "text_cfg": text})
-    except (TypeError, AssertionError, RuntimeError) as error:
-        raise BackboneError(
-            f"The configuration of the backbone {source.name} cannot be built: {error}"
-        ) from error
+    except Exception as error:  # constructors of three libraries, fed with what a file says
+        if exhausted(error):
+            raise
+        detail = " ".join(str(error).split()) or "open_clip does not take one of its values"
+        raise BackboneError(f"The configuration of the backbone {source.name} cannot be built: {detail}") from error
     return model
+
+
+def _check_text_tower(place: str, source: Source) -> None:
+    """Refuse a Hugging Face text tower that transformers could build only by running code that lies beside it.
+
+    open_clip names the tower alone, and transformers would then ask at the terminal whether the code may run.
+
+    Raises:
+        BackboneError: the tower is not of a kind that transformers and open_clip have themselves.
+    """
+    from open_clip.hf_configs import arch_dict
+
+    what = f"The text tower {place} of the backbone {source.name}"
+    with offline_if(place), _no_foreign_code(what):
+        from transformers import AutoConfig, PretrainedConfig
+
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        written, _ = PretrainedConfig.get_config_dict(place)
+    if config.model_type not in arch_dict:
+        raise BackboneError(f"{what} is of the kind {config.model_type!r}; open_clip builds {', '.join(sorted(arch_dict))}.")
+    kernel = written.get("attn_implementation") or written.get("_attn_implementation")
+    if any(sign in str(kernel) for sign in "/:"):
+        raise BackboneError(f"{what} takes its attention from {kernel!r}, compiled code of the hub, which Limpet does not load.")
+
+
+@contextmanager
+def _no_foreign_code(what: str) -> Iterator[None]:
+    """Say in one sentence why transformers cannot read a tower or a tokenizer; `what` begins the sentence."""
+    try:
+        yield
+    except LimpetError:
+        raise
+    except Exception as error:  # transformers raises nearly anything on files that are not as it wrote them
+        if exhausted(error):
+            raise
+        detail = " ".join(str(error).split()) or type(error).__name__
+        if "trust_remote_code" in detail:
+            raise BackboneError(
+                f"{what} comes with Python code of its own that would have to run; Limpet reads data only. Choose one of a kind "
+                "that the transformers library has."
+            ) from error
+        raise BackboneError(f"{what} cannot be read: {detail}") from error
 
 
 def tokenizer(source: Source) -> Any:
@@ -57,44 +103,44 @@ def tokenizer(source: Source) -> Any:
 
     text = source.model["text_cfg"]
     hub = text.get("hf_tokenizer_name")
-    if not hub:
-        options = dict(text.get("tokenizer_kwargs") or {})
-        if not options:
-            return clip_tokenizer()
-        from open_clip.tokenizer import SimpleTokenizer
+    # checked again at the last place before other libraries see it
+    options = {k: v for k, v in (text.get("tokenizer_kwargs") or {}).items() if k in TOKENIZER_SETTINGS}
+    length = text.get("context_length", 77)
+    if not hub and not options:
+        return clip_tokenizer()
+    with _no_foreign_code(f"The tokenizer {hub or 'of open_clip'} of the backbone {source.name}"):
+        if not hub:
+            from open_clip.tokenizer import SimpleTokenizer
 
-        return SimpleTokenizer(context_length=text.get("context_length", 77), **options)
-    from open_clip.tokenizer import HFTokenizer
+            return SimpleTokenizer(context_length=length, **options)
+        from open_clip.tokenizer import HFTokenizer
 
-    place = local_or_hub(hub, source, "tokenizer_config.json")
-    with offline_if(place):
-        return HFTokenizer(
-            place,
-            context_length=text.get("context_length", 77),
-            tokenizer_mode=text.get("tokenizer_mode"),
-            **(text.get("tokenizer_kwargs") or {}),
-        )
+        place = local_or_hub(hub, source, "tokenizer_config.json")
+        with offline_if(place):
+            return HFTokenizer(
+                place, context_length=length, tokenizer_mode=text.get("tokenizer_mode"), trust_remote_code=False, **options
+            )
 
 
-def load_state(source: Source) -> State:
-    """Read the weights a source names, under the names they are stored with.
+def weights_file(source: Source) -> Path:
+    """Return the file of the weights a source names, fetching it where it is of the hub.
 
     Raises:
-        BackboneError: weights that are missing, unreachable, unreadable or not plain tensors.
+        BackboneError: weights that are missing or unreachable.
     """
     if source.kind == "tiny":
-        return read_state(tiny_asset(f"{TINY}.safetensors"))
+        return tiny_asset(f"{TINY}.safetensors")
     if source.kind == "hub":
-        return read_state(hub_file(source.name.removeprefix(HUB), WEIGHT_FILES, source.name))
+        return hub_file(source.name.removeprefix(HUB), WEIGHT_FILES, source.name)
     if source.kind == "folder" and source.folder is not None and source.pretrained is None:
         found = [source.folder / n for n in WEIGHT_FILES if (source.folder / n).is_file()]
         found += sorted(source.folder.glob("*.safetensors")) + sorted(source.folder.glob("*.bin"))
         if not found:
             raise BackboneError(f"The folder {source.folder} has no weights ({' or '.join(WEIGHT_FILES)}).")
-        return read_state(found[0])
+        return found[0]
     if source.weights:
-        return read_state(tagged_file(source))
-    return read_state(Path(str(source.pretrained)).expanduser())
+        return tagged_file(source)
+    return Path(str(source.pretrained)).expanduser()
 
 
 def read_state(path: Path) -> State:
@@ -195,7 +241,7 @@ def fit_state(model: nn.Module, state: State, name: str) -> Tensor | None:
     own: Any = model
     trained = None
     if "token_rows_index" in state:
-        table, trained = _token_table(state.pop("token_embedding.rows"), state.pop("token_rows_index"), own)
+        table, trained = _token_table(state.pop("token_embedding.rows", None), state.pop("token_rows_index"), own, name)
         state["token_embedding.weight"] = table
     state = convert_state_dict(own, state)
     if "positional_embedding" in state and not hasattr(own, "positional_embedding"):
@@ -231,10 +277,15 @@ def fit_state(model: nn.Module, state: State, name: str) -> Tensor | None:
     return trained
 
 
-def _token_table(rows: Tensor, index: Tensor, model: Any) -> tuple[Tensor, Tensor]:
+def _token_table(rows: Tensor | None, index: Tensor, model: Any, name: str) -> tuple[Tensor, Tensor]:
     """Return the whole token table and which rows of it were trained; the others are seeded noise."""
-    size, width = model.token_embedding.weight.shape
+    embedding = getattr(getattr(model, "text", model), "token_embedding", None)
+    if embedding is None or rows is None or rows.shape != (len(index), embedding.weight.shape[1]):
+        raise BackboneError(f"The weights do not fit the backbone {name}: its text tower has another token table.")
+    size, width = embedding.weight.shape
     rows, index = rows.float(), index.long()
+    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < size:
+        raise BackboneError(f"The weights do not fit the backbone {name}: they number tokens that its vocabulary of {size} has not.")
     generator = torch.Generator().manual_seed(SEED)
     table = torch.randn(size, width, generator=generator) * rows.std()
     table[index] = rows

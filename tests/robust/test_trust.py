@@ -6,10 +6,12 @@ import shutil
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from limpet import artifact
+from limpet.backbone import FrozenClip
 from limpet.backbone_weights import read_state
 from limpet.cli import main
 from limpet.errors import LimpetError
@@ -204,6 +206,87 @@ def test_no_plugins_holds_for_one_command_only(monkeypatch, capsys):
     assert "LIMPET_NO_PLUGINS" not in os.environ and "coop" in capsys.readouterr().out
 
 
+FOREIGN = """
+from pathlib import Path
+
+from transformers import PretrainedConfig, PreTrainedTokenizer
+
+Path("executed").touch()
+
+
+class C(PretrainedConfig):
+    model_type = "foreign"
+
+
+class T(PreTrainedTokenizer):
+    pass
+"""
+
+
+def small_architecture(**text):
+    """A CLIP small enough to be built in a test."""
+    return {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16},
+        "text_cfg": {"width": 16, "heads": 2, "layers": 1, **text},
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [({"hf_tokenizer_name": "./own", "tokenizer_kwargs": {"trust_remote_code": True}}, "trust_remote_code"),
+     ({"hf_tokenizer_name": "./own"}, "Python code of its own"), ({"hf_model_name": "./own"}, "Python code of its own"),
+     ({"hf_model_name": "./own", "hf_tokenizer_name": "./own", "tokenizer_kwargs": {"trust_remote_code": "yes"}}, "trust_remote_code"),
+     ({"hf_tokenizer_name": "./own", "tokenizer_kwargs": {"cache_dir": "./own"}}, "tokenizer_kwargs.cache_dir"),
+     ({"tokenizer_kwargs": {"bpe_path": "own/evil.py"}}, "tokenizer_kwargs.bpe_path")],
+)  # fmt: skip
+def test_code_beside_a_tokenizer_or_a_text_tower_never_runs(text, said, place, ask, finished, monkeypatch):
+    """By a recipe, an artefact and a folder of one's own; nobody is asked at the terminal either."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    own = place / "own"
+    own.mkdir()
+    (own / "foreign.py").write_text(FOREIGN)
+    auto = {"AutoConfig": "foreign.C", "AutoModel": "foreign.M", "AutoTokenizer": ["foreign.T", None]}
+    (own / "config.json").write_text(json.dumps({"auto_map": auto, "model_type": "foreign"}))
+    (own / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["foreign.T", None]}}))
+    architecture = small_architecture(**text)
+    section = {"name": "x", "pretrained": "random", "architecture": architecture}
+    Path("mine.yaml").write_text(json.dumps({"extends": ["quickstart"], "backbone": section}))
+    answers = [ask("fit", "mine.yaml", *SMALL, "method=zero_shot")]
+    artefact = place / "v1"
+    shutil.copytree(finished[1] / "adapter" / "v1", artefact)
+    info = json.loads((artefact / "adapter.json").read_text())
+    info["backbone"]["spec"].update(section)
+    (artefact / "adapter.json").write_text(json.dumps(info))
+    answers.append(ask("--no-plugins", "predict", artefact, next(finished[0].rglob("*.png")), "--out", "p.csv"))
+    (place / "clip").mkdir()
+    (place / "clip" / "open_clip_config.json").write_text(json.dumps({"model_cfg": architecture}))
+    answers.append(ask("fit", "quickstart", *SMALL, "method=zero_shot", "backbone.name=./clip", "backbone.pretrained=random"))
+    assert [answer.code for answer in answers] == [2, 2, 2]
+    for answer in answers:
+        assert said in answer.sentence, answer.sentence
+
+
+@pytest.mark.parametrize("name", ["local-dir:own", "hf-hub:someone/something", "../own", "own:x"])
+def test_an_image_tower_of_timm_is_one_that_timm_has(name, place):
+    """The folder could set any argument of timm's constructors."""
+    architecture = small_architecture()
+    architecture["vision_cfg"] = {"image_size": 32, "timm_model_name": name}
+    section = {"name": "x", "pretrained": "random", "activation": None, "precision": "fp32", "architecture": architecture}
+    with pytest.raises(LimpetError, match="not a place"):
+        FrozenClip.load(SimpleNamespace(**section))
+
+
+def test_compiled_code_of_the_hub_is_no_attention(place):
+    Path("bert").mkdir()
+    described = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    Path("bert/config.json").write_text(json.dumps({**described, "attn_implementation": "someone/kernels"}))
+    section = {"name": "x", "pretrained": "random", "activation": None, "precision": "fp32"}
+    with pytest.raises(LimpetError, match="compiled code"):
+        FrozenClip.load(SimpleNamespace(**section, architecture=small_architecture(hf_model_name="./bert")))
+
+
 def altered(backbone, **changes):
     """The same backbone with another description."""
     import copy
@@ -229,8 +312,6 @@ def test_other_weights_and_another_resolution_are_refused(finished, tiny, random
     """Not a single weight may differ; a network for larger images is another one."""
     import copy
 
-    from limpet.backbone import FrozenClip
-
     model = copy.deepcopy(tiny.model)
     with torch.no_grad():
         next(model.parameters()).view(-1)[0] += 1e-3
@@ -239,6 +320,70 @@ def test_other_weights_and_another_resolution_are_refused(finished, tiny, random
     with pytest.raises(LimpetError, match="What differs") as caught:
         artifact.load(finished[1], random_clip(torch.float32, vision={"image_size": 48}))
     assert "preprocessing" in str(caught.value)
+
+
+@pytest.fixture(scope="session")
+def of_a_folder(tmp_path_factory):
+    """(open_clip folder, artefact made on it); treat both as read-only."""
+    from open_clip.model import CLIP
+    from safetensors.torch import save_file
+
+    place = tmp_path_factory.mktemp("of_a_folder")
+    own = place / "clip"
+    own.mkdir()
+    model = small_architecture()
+    torch.manual_seed(0)
+    save_file(CLIP(**model).state_dict(), own / "open_clip_model.safetensors")
+    (own / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": {"mean": [0.5] * 3}}))
+    assert main(["fit", "quickstart", *SMALL, "method=zero_shot", f"run.dir={place / 'runs'}", f"backbone.name={own}"]) == 0
+    return own, next(place.glob("runs/*/*/adapter/v1"))
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [("vision_cfg", {"head_width": 32}, "attention heads of the image tower: 2 there, 1 here"),
+     ("text_cfg", {"heads": 4}, "attention heads of the text tower: 2 there, 4 here"),
+     ("text_cfg", {"no_causal_mask": True}, "causal mask of the text tower: true there, false here"),
+     ("vision_cfg", {"pool_type": "avg"}, "pooling of the image tower: tok there, avg here"),
+     ("text_cfg", {"pool_type": "last"}, "pooling of the text tower: argmax there, last here"),
+     ("vision_cfg", {"norm_kwargs": {"eps": 0.1}}, "eps of the image tower: 1e-05 there, 0.1 here"),
+     ("text_cfg", {"norm_kwargs": {"eps": 0.1}}, "eps of the text tower: 1e-05 there, 0.1 here"),
+     ("text_cfg", {"act_kwargs": {"approximate": "tanh"}}, "approximate of the text tower: none there, tanh here"),
+     ("vision_cfg", {"final_ln_after_pool": True}, "final_ln_after_pool of the image tower: false there, true here")],
+)  # fmt: skip
+def test_the_same_weights_run_as_another_network_are_refused(part, change, said, of_a_folder, tmp_path):
+    own = tmp_path / "clip"
+    shutil.copytree(of_a_folder[0], own)
+    artifact.load(of_a_folder[1], FrozenClip.load(str(own)))
+    whole = json.loads((own / "open_clip_config.json").read_text())
+    whole["model_cfg"][part].update(change)
+    (own / "open_clip_config.json").write_text(json.dumps(whole))
+    with pytest.raises(LimpetError, match="What differs") as caught:
+        artifact.load(of_a_folder[1], FrozenClip.load(str(own)))
+    assert f"What differs: {said}." in str(caught.value)
+
+
+def test_of_other_preprocessing_only_what_differs_is_said(of_a_folder, tmp_path):
+    own = tmp_path / "clip"
+    shutil.copytree(of_a_folder[0], own)
+    whole = json.loads((own / "open_clip_config.json").read_text())
+    whole["preprocess_cfg"]["interpolation"] = "bilinear"
+    (own / "open_clip_config.json").write_text(json.dumps(whole))
+    with pytest.raises(LimpetError, match="differs: preprocessing: interpolation bicubic there, bilinear here.$"):
+        artifact.load(of_a_folder[1], FrozenClip.load(str(own)))
+
+
+def test_an_artefact_from_before_settings_were_recorded_is_compared_in_what_it_says(finished, tiny, tmp_path):
+    folder = tmp_path / "v1"
+    shutil.copytree(finished[1] / "adapter" / "v1", folder)
+    info = json.loads((folder / "adapter.json").read_text())
+    del info["backbone"]["settings"]
+    for key in ("text_pool", "image_pool", "causal_text"):
+        del info["backbone"]["spec"][key]
+    (folder / "adapter.json").write_text(json.dumps(info))
+    artifact.load(folder, tiny)
+    with pytest.raises(LimpetError, match="attention heads of the image tower: 3 there, 6 here"):
+        artifact.load(folder, altered(tiny, vision_heads=6))
 
 
 @pytest.mark.parametrize("method", ["coop", "linear_probe", "tip_adapter", "gda"])

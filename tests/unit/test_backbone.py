@@ -220,6 +220,66 @@ def test_files_that_are_not_weights(folder, tmp_path, random_model):
         load(tmp_path / "other model.pt")
 
 
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [(None, [], "it should be keys and values"), ("model_cfg", "x", "model_cfg should be"), ("preprocess_cfg", [], "preprocess_cfg"),
+     ("vision_cfg", "x", "vision_cfg should be keys and values"), ("text_cfg", 3, "text_cfg should be"),
+     ("preprocess_cfg", {"mean": "x"}, "preprocess_cfg.mean"), ("preprocess_cfg", {"std": [0, 0, 0]}, "above 0"),
+     ("preprocess_cfg", {"interpolation": "x"}, "bicubic"), ("preprocess_cfg", {"fill_color": "x"}, "fill_color"),
+     ("vision_cfg", {"head_width": 0}, "head_width should be a whole number"), ("vision_cfg", {"layers": 100_000}, "from 1 to 1000"),
+     ("vision_cfg", {"layers": 900}, "holds [0-9,]+"), ("vision_cfg", {"image_size": 10**6}, "image_size should be"),
+     ("vision_cfg", {"image_size": 16_000, "width": 4096}, "holds"), ("vision_cfg", {"timm_model_name": "../../evil"}, "not a place"),
+     ("vision_cfg", {"norm_kwargs": {"eps": "x"}}, "norm_kwargs.eps"), ("vision_cfg", {"pool_type": "x"}, "cannot be built"),
+     ("text_cfg", {"layers": [1, 2, 3, 4]}, "text_cfg.layers should be a whole number from 1 to 1000; found"),
+     ("text_cfg", {"width": None}, "text_cfg.width should be"), ("text_cfg", {"heads": 3}, "cannot be built"),
+     ("text_cfg", {"context_length": 10**9}, "context_length should be"),
+     ("text_cfg", {"tokenizer_kwargs": {"clean": "x"}}, "Invalid clean function"), ("model_cfg", {"custom_text": "x"}, "true or"),
+     ("model_cfg", {"init_logit_scale": 10**400}, "cannot be built"), ("model_cfg", {"multimodal_cfg": {}}, "cannot be built")],
+)  # fmt: skip
+def test_a_broken_configuration_is_one_sentence_before_anything_large_is_built(part, change, said, folder):
+    file = folder[0] / "open_clip_config.json"
+    whole = json.loads(file.read_text())
+    places = {"model_cfg": whole, "preprocess_cfg": whole, "vision_cfg": whole["model_cfg"], "text_cfg": whole["model_cfg"]}
+    if part is None:
+        whole = change
+    elif isinstance(change, dict):
+        places[part][part] = {**places[part][part], **change}
+    else:
+        places[part][part] = change
+    file.write_text(json.dumps(whole))
+    with pytest.raises(BackboneError, match=said):
+        FrozenClip.load(str(folder[0]))
+
+
+def test_every_configuration_of_open_clip_may_be_said():
+    import open_clip
+    from limpet.backbone_checks import check_configuration
+
+    timm = {"timm_model_name": "vit_base_patch16_224", "layers": None, "width": None, "patch_size": None}
+    other = {"hf_model_name": "roberta-base", "width": None, "heads": None, "layers": None, "vocab_size": None}
+    model = {"embed_dim": 512, "vision_cfg": timm, "text_cfg": other, "multimodal_cfg": None}
+    check_configuration("mine", {"model_cfg": model, "preprocess_cfg": None})
+
+    for name in open_clip.list_models():
+        check_configuration(name, open_clip.get_model_config(name))
+
+
+def test_a_token_table_of_trained_rows_fits_a_custom_text_model_and_must_fit(folder, tiny):
+    from limpet.backbone_spec import tiny_asset
+
+    place, _ = folder
+    whole = json.loads(tiny_asset("limpet-tiny.json").read_text())
+    whole.get("model_cfg", whole)["custom_text"] = True
+    (place / "open_clip_config.json").write_text(json.dumps(whole))
+    (place / "open_clip_model.safetensors").write_bytes(tiny_asset("limpet-tiny.safetensors").read_bytes())
+    own = FrozenClip.load(str(place))
+    torch.testing.assert_close(own.encode_text(["a cod"]), tiny.encode_text(["a cod"]))
+    whole.get("model_cfg", whole)["text_cfg"]["vocab_size"] = 100
+    (place / "open_clip_config.json").write_text(json.dumps(whole))
+    with pytest.raises(BackboneError, match="vocabulary of 100"):
+        FrozenClip.load(str(place))
+
+
 def test_names_and_tags(tmp_path):
     assert describe(section("ViT-B-16", "openai")).activation == "quick_gelu"
     assert describe(section("ViT-B/16", "openai")).activation == "quick_gelu"
