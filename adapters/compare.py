@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import files
+from . import files, metrics_file
 from . import runs as run_folders
 from .csv_files import cell
 from .errors import RunError
@@ -126,7 +127,8 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     """Read the metrics of a finished run.
 
     Raises:
-        RunError: If the run is unfinished or the file is damaged or of a newer format.
+        RunError: If the run is unfinished or the file is damaged or of a newer format. What is returned has the kinds of values
+            that a run writes.
     """
     path = folder / run_folders.METRICS
     if not path.is_file():
@@ -135,12 +137,16 @@ def read_metrics(folder: Path) -> dict[str, Any]:
         )
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise RunError(f"{path} is damaged: it is nested too deeply. Leave this run out, or make it again.") from None
+    except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read: {error}.") from None
     if not isinstance(metrics, dict) or not isinstance(metrics.get("results"), dict):
         raise RunError(f"{path} does not hold the results of a run.")
-    if metrics.get("format", 1) != 1:
-        raise RunError(f"{path} has format {metrics['format']}; this Limpet reads 1. Install a newer Limpet.")
+    written = metrics.get("format", 1)
+    if isinstance(written, int) and written > 1:
+        raise RunError(f"{path} has format {written}; this Limpet reads 1. Install a newer Limpet.")
+    metrics_file.check(metrics, path)
     return metrics
 
 
@@ -175,7 +181,7 @@ def table(rows: Sequence[Row], title: str = "") -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    result = Table(title=title or None)
+    result = Table(title=Text(title) if title else None)
     labels, columns = _labels(rows), [c for c in _columns(rows) if c not in _WIDE]
     if all(row.values.get("stream_last") for row in rows if row.values.get("accuracy")):  # Last is the accuracy of a stream
         columns = [c for c in columns if c not in ("accuracy", "balanced_accuracy", "macro_f1")]
@@ -294,9 +300,9 @@ def each_seed(rows: Sequence[Row]) -> list[str]:
     lines = []
     for row in rows:
         column = next((c for c in ("harmonic_mean", "accuracy", "joint", "spearman", "image_auroc") if row.values.get(c)), None)
-        if column is None or len(row.seeds) < 2 or row.stands_for_all:
+        if column is None or len(row.seeds) < 2 or row.stands_for_all or len(row.values[column]) != len(row.seeds):
             continue
-        numbers = zip(row.seeds, row.values[column], strict=False)
+        numbers = zip(row.seeds, row.values[column], strict=True)
         name = " ".join(row.group[key] for key in _labels(rows) if row.group[key]) or row.group["method"]
         shown = ", ".join(f"seed {seed}: {100 * number:.1f}" for seed, number in numbers)
         lines.append(f"{name}, {heading(column)}: {shown}")
@@ -346,7 +352,7 @@ def _row(key: tuple[str, ...], seeds: Mapping[Any, Mapping[str, Any]], source: s
                 number = _over_sessions(run.get("continual") or {}, metric, source is not None)
             else:
                 number = (results.get(space) or {}).get(metric)
-            if isinstance(number, int | float):
+            if number is not None and not math.isnan(number):  # NaN is what could not be computed
                 row.values.setdefault(column, []).append(float(number))
         for column, number in _elsewhere(results).items():
             row.values.setdefault(column, []).append(number)
@@ -370,7 +376,7 @@ def _elsewhere(results: Mapping[str, Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     for kind in MEANS:
         own = {s: v.get("accuracy") for s, v in results.items() if s.startswith(f"{kind}:")}
-        numbers = {space: float(a) for space, a in own.items() if isinstance(a, int | float)}
+        numbers = {space: float(a) for space, a in own.items() if a is not None and not math.isnan(a)}
         found |= numbers
         if len(numbers) > 1:
             found[f"{kind}_mean"] = statistics.fmean(numbers.values())
@@ -417,7 +423,7 @@ def harmonic_mean(base: float, new: float) -> float:
 
 def _harmonic(results: Mapping[str, Any]) -> float | None:
     base, new = ((results.get(space) or {}).get("accuracy") for space in ("base", "new"))
-    return None if base is None or new is None else harmonic_mean(base, new)
+    return None if base is None or new is None or math.isnan(base + new) else harmonic_mean(base, new)
 
 
 def _labels(rows: Sequence[Row]) -> list[str]:

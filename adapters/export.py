@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import __version__, artifact, files
+from .calibration import Calibration
 from .errors import ArtifactError, LimpetError, nearest
 from .export_card import write_card
 from .export_job import CannotExport, Job, Written
@@ -160,7 +161,7 @@ def _describe(job: Job, target: str, written: Written, parity: Parity, folder: P
         "preprocessing": job.backbone.spec.preprocessing,
         "backbone": {"name": job.backbone.spec.name, "fingerprint": job.backbone.fingerprint},
         "split_hash": info.get("split_hash"),
-        "temperature": (info.get("calibration") or {}).get("temperature"),
+        "temperature": None if (found := Calibration.from_dict(info.get("calibration"))) is None else found.temperature,
         "parity": {"difference": parity.difference, "limit": parity.limit, "images": parity.images, "same_class": parity.same},
         **written.facts,
     }

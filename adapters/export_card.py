@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import mean, stdev
@@ -11,10 +10,13 @@ from typing import Any
 import yaml
 
 from .artifact_card import card
+from .calibration import Calibration
+from .compare import read_metrics
+from .errors import RunError
 from .export_job import Job, Written
 from .export_parity import Parity
 from .files import write_text
-from .runs import METRICS, RECIPE, is_finished, runs_below
+from .runs import RECIPE, runs_below
 
 TITLES = {
     "adapter": "Limpet adapter",
@@ -34,9 +36,9 @@ def write_card(job: Job, target: str, written: Written, parity: Parity, run: Pat
     root = data_root(run)
     if root is not None:
         facts["Data folder"] = root
-    temperature = ((job.content.get("info") or {}).get("calibration") or {}).get("temperature")
-    if temperature is not None:
-        facts["Temperature"] = f"{temperature:.3g}: the softmax of scores divided by it gives calibrated probabilities"
+    calibration = Calibration.from_dict((job.content.get("info") or {}).get("calibration"))
+    if calibration is not None:
+        facts["Temperature"] = f"{calibration.temperature:.3g}: the softmax of scores divided by it gives calibrated probabilities"
     if job.content["backbone"]["spec"].get("precision") != "fp32":
         facts["Export"] = "in float32, compared with Limpet in float32"
     text = card(
@@ -79,7 +81,7 @@ def over_seeds(run: Path, task: str) -> list[str]:
         return []
     lines = []
     for space in own["results"]:
-        values = [results[space][key] for results in found.values() if key in results.get(space, {})]
+        values = [results[space][key] for results in found.values() if results.get(space, {}).get(key) is not None]
         if len(values) == len(found):
             average, spread = mean(values), stdev(values)
             shown = f"{100 * average:.1f} ± {100 * spread:.1f} %" if key == "accuracy" else f"{average:.3f} ± {spread:.3f}"
@@ -94,13 +96,11 @@ def _runs_around(run: Path) -> Iterator[Path]:
 
 
 def _metrics(run: Path) -> dict[str, Any] | None:
-    if not is_finished(run):
-        return None
     try:
-        content = json.loads((run / METRICS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        metrics = read_metrics(run)
+    except RunError:
         return None
-    return content if isinstance(content, dict) and {"seed", "results"} <= content.keys() else None
+    return metrics if "seed" in metrics else None
 
 
 def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -48,7 +48,7 @@ class PaperTable:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=self.title, title_justify="left")
+        table = Table(title=Text(self.title), title_justify="left")
         for number, name in enumerate(self.head):
             table.add_column(name, justify="right" if number else "left")
         for row in self.rows:
@@ -97,8 +97,9 @@ def base_to_new(runs: Sequence[Mapping[str, Any]], backbone: str) -> list[PaperT
         pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for run in runs:
             if run["method"] == method and {"base", "new"} <= set(run["results"]):
-                sides = [100 * float(run["results"][side]["accuracy"]) for side in ("base", "new")]
-                pairs[str(run["data"])].append((sides[0], sides[1]))
+                sides = [run["results"][side].get("accuracy") for side in ("base", "new")]
+                if None not in sides:
+                    pairs[str(run["data"])].append((100 * float(sides[0]), 100 * float(sides[1])))
         ours = {name: (_mean(x for x, _ in both), _mean(y for _, y in both)) for name, both in pairs.items()}
         theirs = published()["base_to_new"].get(method, {})
         if not ours:
@@ -164,7 +165,7 @@ def _accuracies(kind: str, runs: Sequence[Mapping[str, Any]]) -> Figures:
     for run in runs:
         for space, values in run["results"].items():
             name = str(run["data"]) if space == "all" else space.partition(":")[2]
-            if space == "all" or (prefix and space.startswith(prefix)):
+            if values.get("accuracy") is not None and (space == "all" or (prefix and space.startswith(prefix))):
                 every[str(run["method"])][name].append(100 * float(values["accuracy"]))
     return {method: {name: _mean(x) for name, x in figures.items()} for method, figures in every.items()}
 

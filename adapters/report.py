@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -290,11 +291,12 @@ def _finder(recipe: str) -> Callable[[str], Any]:
         root = None
 
     def find(path: str) -> Any:
-        from PIL import Image, ImageOps
+        from PIL import ImageOps
 
+        images = importlib.import_module(".datamodules.images", __package__)
         for place in ([root / path] if root is not None else []) + [Path(path)]:
             if place.is_file():
-                return ImageOps.exif_transpose(Image.open(place))
+                return ImageOps.exif_transpose(images.open_image(place))
         return None
 
     return find

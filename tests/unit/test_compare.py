@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from rich.console import Console
 
 
 def numbers(accuracy):
-    return {"accuracy": accuracy, "balanced_accuracy": accuracy - 0.1, "macro_f1": accuracy - 0.2, "ece": 0.1}
+    lower = {"balanced_accuracy": max(accuracy - 0.1, 0), "macro_f1": max(accuracy - 0.2, 0)}
+    return {"accuracy": accuracy, **lower, "ece": 0.1}
 
 
 def write(folder, method="coop", seed=1, accuracy=0.8, **more):
@@ -197,3 +199,87 @@ def test_no_torch_is_imported(runs):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def places(tree, path=()):
+    """Paths of all values of nested groups and lists."""
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from places(value, (*path, key))
+
+
+def changed(tree, path, value):
+    """A copy with another value at a path."""
+    copied = json.loads(json.dumps(tree))
+    holder = copied
+    for step in path[:-1]:
+        holder = holder[step]
+    holder[path[-1]] = value
+    return copied
+
+
+WHOLE = {
+    "format": 1, "limpet": "0.1.0", "recipe": "quickstart", "method": "coop", "backbone": "limpet-tiny", "fingerprint": "5519",
+    "protocol": "base_to_new", "seed": 1, "cell": {"optim.lr": 0.1}, "shots": 4, "data": "eurosat", "split_hash": "b6c1",
+    "trainable_parameters": 512, "selected": {"alpha": 0.5}, "select": "last", "results": both(0.8, 0.5), "zero_shot": both(0.4, 0.3),
+    "zero_shot_columns": False, "unreadable": ["a.png"], "notes": ["a note"], "harmonic_mean": 0.6, "zero_shot_harmonic_mean": 0.3,
+    "calibration": {"temperature": 1.0, "images": 4, "ece": {"base": 0.1}},
+    "continual": {
+        "by": "classes", "regulariser": "lwf", "sessions": [{"name": "1"}, {"name": "2"}], "matrix": [[0.5, None], [0.4, 0.6]],
+        "seen": [0.5, 0.5], "last": 0.5, "average_incremental": 0.5, "forgetting": -0.1, "transfer": None,
+        "zero_shot_seen": [0.4, 0.4],
+        "retention": {"data": {"x": {"zero_shot": 0.5, "after": [0.4, 0.3]}}, "mean": {"zero_shot": 0.5, "after": 0.3}},
+    },
+}  # fmt: skip
+DAMAGE = [
+    float("nan"), float("inf"), 10**400, -1, True, None, "", "[/x]", [], {}, "\ud800", [[]], {"a": {"b": []}}, "\u00b2", "a" * 5000,
+]  # fmt: skip
+
+
+def test_a_damaged_value_is_compared_or_named(tmp_path):
+    good = write(tmp_path / "good", data="eurosat", protocol="base_to_new", recipe="quickstart", results=both(0.7, 0.6))
+    bad = write(tmp_path / "bad")
+    tried = [(path, value) for path in places(WHOLE) for value in DAMAGE]
+    step = 1 if os.environ.get("LIMPET_ROBUST") == "full" else 7
+    refused = 0
+    for path, value in tried[::step]:
+        (bad / "metrics.json").write_text(json.dumps(changed(WHOLE, path, value)))
+        notes = []
+        found = compare.load_runs([bad, good], notes)
+        for line in notes:
+            assert str(bad / "metrics.json") in line and (path[0] in line or path[0] == "format"), line
+        refused += len(notes)
+        rows = compare.summarise(found)
+        compare.print_table([bad, good], Console(file=io.StringIO()))
+        [table.markdown() for table in compare.paper_tables(found)]
+        compare.markdown(rows).encode(), compare.as_csv(rows).encode()
+    assert len(tried[::step]) / 2 < refused < len(tried[::step])
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("seed",), [], "seed is [] where a whole number from 0 is expected"),
+        (("shots",), "\u00b2", "shots is '\\xb2' where a whole number from 0, or 'all', is expected"),
+        (("results",), {"base": 1}, "results.base is 1 where a group of named values is expected"),
+        (("results", "base", "accuracy"), 10**400, "results.base.accuracy is 1000"),
+        (("results", "base", "accuracy"), -1, "results.base.accuracy is -1 where a number from 0 to 1 is expected"),
+        (("zero_shot", "base", "accuracy"), "", "zero_shot.base.accuracy is empty where a number from 0 to 1 is expected"),
+        (("method",), None, "method is None where a text is expected"),
+        (("continual", "seen"), [0.5], "continual.seen has 1 entries where continual.matrix has 2"),
+    ],
+)
+def test_a_damaged_field_is_named(tmp_path, path, value, said):
+    bad = write(tmp_path / "bad")
+    (bad / "metrics.json").write_text(json.dumps(changed(WHOLE, path, value)))
+    with pytest.raises(RunError) as caught:
+        compare.read_metrics(bad)
+    assert str(caught.value).startswith(f"{bad / 'metrics.json'} is damaged: ") and said in str(caught.value)
+
+
+def test_what_could_not_be_computed_is_left_out(tmp_path):
+    nothing = {"base": {"accuracy": float("nan")}, "new": {"accuracy": 0.5}}
+    write(tmp_path / "a", results=nothing, zero_shot=nothing, protocol="base_to_new")
+    for row in compare.summarise(compare.load_runs([tmp_path / "a"])):
+        assert (row.show("base"), row.show("new"), row.show("harmonic_mean")) == ("", "50.0", "")

@@ -18,8 +18,9 @@ from limpet import artifact, export_parity
 from limpet.classes import ClassSet
 from limpet.errors import LimpetError
 from limpet.export import TARGETS, export, load_job
+from limpet.export_loading import preparing
 from limpet.inference import Classifier
-from PIL import Image
+from PIL import Image, ImageOps
 
 CLASSES = ClassSet(("red fish", "=blue, fish", "green moray eel"), {"red fish": ("crimson fish",)})
 WITHOUT_LIMPET = "import sys\nsys.modules['limpet'] = None\n"
@@ -53,6 +54,24 @@ def answer(run, folder):
     """Limpet's own answer for the same photo."""
     (found,) = Classifier.load(run).predict(folder / "photo.jpg")
     return found
+
+
+@pytest.mark.parametrize("photo", [(90, 70), (61, 200), (32, 32), (7, 300)])
+@pytest.mark.parametrize("size", [64, (48, 64), (64, 40)])
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_a_picture_is_prepared_as_open_clip_does(photo, size, mode, interpolation, tmp_path):
+    """The code on a card that needs neither PyTorch nor open_clip."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    facts = {"size": size, "interpolation": interpolation, "resize_mode": mode, "fill": 9}
+    facts |= {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
+    of_open_clip = {**{k: v for k, v in facts.items() if k != "fill"}, "fill_color": 9}
+    Image.effect_noise(photo, 80).convert("RGB").save(tmp_path / "photo.png")
+    expected = image_transform_v2(PreprocessCfg(**of_open_clip), is_train=False)(Image.open(tmp_path / "photo.png"))
+    names = {"np": np, "Image": Image, "ImageOps": ImageOps}
+    exec(preparing(facts), names)
+    np.testing.assert_allclose(names["prepare"](tmp_path / "photo.png"), expected.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -314,7 +333,8 @@ def test_results_over_seeds_are_on_the_card(tiny, tmp_path):
     for seed, accuracy in ((1, 0.5), (2, 0.7)):
         run = tmp_path / f"{seed:03d}"
         save(tiny, run)
-        metrics = {"recipe": "mine", "seed": seed, "cell": {"seed": seed}, "results": {"all": {"accuracy": accuracy}}}
+        metrics = {"recipe": "mine", "method": "coop", "seed": seed, "cell": {"seed": seed}}
+        metrics["results"] = {"all": {"accuracy": accuracy}}
         (run / "recipe.yaml").write_text("data:\n  root: /home/someone/fish\n")
         (run / "metrics.json").write_text(json.dumps(metrics))
     adapter = save(tiny, tmp_path / "001")
