@@ -110,9 +110,11 @@ def make_listing(folder: Path, found: Found, facts: Facts) -> Listing:
     """A listing of what the files of a data set say.
 
     Raises:
-        DataError: none of the images is there.
+        DataError: no image is listed, or none of them is there.
     """
     folder = found.base or folder
+    if not found.entries:
+        raise DataError(f"The files of {facts.title} in {folder} list no images. Wanted: {facts.wanted}.")
     entries, missing, again = _existing(folder, found.entries)
     if not entries:
         raise DataError(
@@ -121,6 +123,12 @@ def make_listing(folder: Path, found: Found, facts: Facts) -> Listing:
         )
     names = found.order or sorted({entry.name for entry in entries})
     number = {name: i for i, name in enumerate(names)}
+    unknown = sorted({entry.name for entry in entries} - set(names))
+    if unknown:
+        raise DataError(
+            f"{facts.title} in {folder} has images of {some(unknown)}, which its own list of classes lacks: it is damaged or not "
+            f"as published. Wanted: {facts.wanted}."
+        )
     samples = [
         Sample(e.path, number[e.name], -1, None if "stored" in e.extra else folder / e.path, e.group, None, e.extra)
         for e in entries

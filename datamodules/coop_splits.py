@@ -114,7 +114,7 @@ def _read(file: Path) -> list[tuple[str, str, int, str]]:
             f'{{"train": [[path, label, class name], ...], "val": ..., "test": ...}}: {error}'
         ) from error
     if not entries:
-        raise DataError(f"{file} lists no images under train, val or test; it has {some(sorted(content))}.")
+        raise DataError(f"{file} lists no images under train, val or test; it has {some(sorted(content)) or 'nothing'}.")
     return entries
 
 

@@ -22,8 +22,8 @@ MAX_VAL_SHOTS = 4
 
 
 def digest(*parts: object) -> bytes:
-    """SHA-256 of the parts, separated so that ("ab", "c") and ("a", "bc") differ."""
-    return hashlib.sha256("\0".join(str(part) for part in parts).encode()).digest()
+    """SHA-256 of the parts, separated so that ("ab", "c") and ("a", "bc") differ; a file's name counts with its own bytes."""
+    return hashlib.sha256("\0".join(str(part) for part in parts).encode("utf-8", "surrogateescape")).digest()
 
 
 def split_by_group(

@@ -13,13 +13,12 @@ from .configs import FolderConfig, TableConfig
 from .errors import DataError, counted, some
 from .images import DICOM_SUFFIXES, is_image_name
 from .listing import (
-    ClassNames,
     Listing,
     Sample,
     clean,
+    find_classnames,
     find_root,
     order_classes,
-    read_classnames,
     split_word,
     texts_for,
 )
@@ -79,9 +78,7 @@ def _list_folder(root: Path, config: FolderConfig) -> Listing:
     if others:
         kinds = some([f"{n} {kind or 'without suffix'}" for kind, n in sorted(others.items())])
         report.append(f"{counted(sum(others.values()), 'file')} in class folders are not images: {kinds}.")
-    given = (
-        read_classnames(root / config.classnames) if (root / config.classnames).is_file() else ClassNames()
-    )
+    given = find_classnames(config.classnames, [root])
     class_names = order_classes([name for name, _, _ in found], given.labels)
     number = {name: i for i, name in enumerate(class_names)}
     found.sort(key=lambda entry: entry[1])

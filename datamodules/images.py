@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import io
 import os
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from .errors import DataError
 
@@ -37,6 +39,10 @@ SUFFIXES = frozenset(
 DICOM_SUFFIXES = frozenset((".dcm", ".dicom"))
 MAX_PIXELS = 178_956_970  # the size at which Pillow itself suspects an attack
 _SAMPLES_PER_PIXEL, _BITS_PER_SAMPLE = 277, 258  # TIFF tags
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 
 
 class UnreadableImage(DataError):
@@ -73,6 +79,24 @@ def refuse_exhaustion(error: BaseException, path: str | Path) -> None:
             f"There is not enough memory to read the image {path}. Close other programs, or use fewer "
             "data.num_workers or a smaller data.batch_size."
         ) from error
+
+
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    """Pillow's names of the formats of `SUFFIXES`, of those that this Pillow can read."""
+    known = Image.registered_extensions()
+    return tuple(sorted({known[suffix] for suffix in SUFFIXES if known.get(suffix) in Image.OPEN}))
+
+
+def open_image(source: Any) -> Image.Image:
+    """`PIL.Image.open` for images of anybody's: of the formats of `SUFFIXES` only, whatever the file is called.
+
+    Pillow knows many more by their content, some rarely used and one, EPS, by starting another program on it.
+
+    Raises:
+        PIL.UnidentifiedImageError: it is of no such format.
+    """
+    return Image.open(source, formats=_formats())
 
 
 def is_image_name(name: str) -> bool:
@@ -118,7 +142,7 @@ def _decode(path: str | Path, check_only: bool, content: bytes | None = None) ->
         size = os.stat(path).st_size if content is None else len(content)  # noqa: PTH116
         if size == 0:
             raise UnreadableImage(path, "the file is empty")
-        with Image.open(path if content is None else io.BytesIO(content)) as image:
+        with open_image(path if content is None else io.BytesIO(content)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableImage(path, f"{image.width}x{image.height} pixels are too many")
             _refuse_bands(image, path)
@@ -127,7 +151,7 @@ def _decode(path: str | Path, check_only: bool, content: bytes | None = None) ->
             image.load()
             if check_only:
                 return image
-            result = _to_rgb(_upright(image))
+            result = _to_rgb(_upright(image), _declared_maximum(image))
             if _several_frames(image):
                 result.info["several_frames"] = True
             return result
@@ -157,13 +181,16 @@ def _several_frames(image: Image.Image) -> bool:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # a damaged EXIF block says nothing about the pixels
+    except Exception:  # Pillow writes the other tags again, and a damaged one says nothing about how the picture stands
+        with suppress(Exception):
+            turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+            return image if turn is None else image.transpose(turn)
         return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, declared: float | None) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
-        return _scaled(image)
+        return _scaled(image, declared)
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -171,7 +198,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _scaled(image: Image.Image) -> Image.Image:
+def _scaled(image: Image.Image, declared: float | None) -> Image.Image:
     """Bring 16-bit, 32-bit and floating-point grey to 8 bits by their range."""
     pixels: Any = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
     low, high = float(pixels.min()), float(pixels.max())
@@ -186,7 +213,6 @@ def _scaled(image: Image.Image) -> Image.Image:
     else:
         low = min(low, 0.0)
         ranges = [float(2**bits - 1) for bits in (8, 12, 16)]
-        declared = _declared_maximum(image)
         if declared is not None and high <= declared:
             ranges = [declared]
         high = next((limit for limit in ranges if high <= limit), high)
@@ -224,4 +250,6 @@ def _unidentified(path: str | Path, content: bytes | None = None) -> str:
         return "it is a DICOM file; export it as 8-bit PNG or JPEG with the window you want to see first"
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return f"it is a TIFF of a layout that cannot be read, multi-band perhaps; {_THREE_BANDS}"
+    if head[:4] in (b"%!PS", b"\xc5\xd0\xd3\xc6"):
+        return "it is a PostScript file; save it as PNG or JPEG first"
     return "it is not an image of a known format"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from .errors import DataError, some
 
 SPLITS = ("train", "val", "test")
+CLASSNAMES = "classnames.csv"  # looked for, and used where it is
 _SPLIT_WORDS = {
     "train": "train",
     "val": "val",
@@ -128,8 +129,20 @@ def read_rows(file: Path) -> tuple[list[str], list[dict[str, str]]]:
     columns = [column.strip() for column in reader.fieldnames or []]
     if not columns:
         raise DataError(f"{file} is empty; its first line names the columns.")
+    refuse_twice(columns, file)
     reader.fieldnames = columns
     return columns, [{key: (row[key] or "").strip() for key in columns} for row in reader]
+
+
+def refuse_twice(columns: Sequence[str], file: Path) -> None:
+    """Refuse a table in which two columns have one name: which of them is meant cannot be known.
+
+    Raises:
+        DataError: names the columns.
+    """
+    twice = sorted(name for name, count in Counter(columns).items() if name and count > 1)
+    if twice:
+        raise DataError(f"{file} has several columns {some([repr(name) for name in twice])}; rename or remove all but one of each.")
 
 
 def delimiter_of(header: str) -> str:
@@ -173,6 +186,20 @@ def read_classnames(file: Path) -> ClassNames:
             if labels.setdefault(folder, number) != number:
                 raise DataError(f"{file}: '{folder}' has the labels {labels[folder]} and {number}.")
     return ClassNames({folder: names for folder, names in texts.items() if names}, labels)
+
+
+def find_classnames(name: str, folders: Sequence[Path]) -> ClassNames:
+    """Read `data.classnames` from the first of the folders that holds it; nothing where the usual file is not there.
+
+    Raises:
+        DataError: a file that was named is missing, or it cannot be understood.
+    """
+    for folder in folders:
+        if name and (folder / name).is_file():
+            return read_classnames(folder / name)
+    if name and name != CLASSNAMES:
+        raise DataError(f"There is no {name} (data.classnames) in {' or '.join(map(str, dict.fromkeys(folders)))}.")
+    return ClassNames()
 
 
 def texts_for(

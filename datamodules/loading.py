@@ -189,6 +189,17 @@ class EpochSampler(DistributedSampler[Any]):
         return iter(order[self.rank : self.total_size : self.num_replicas])
 
 
+def _in_own_words(batches: Iterator[Any]) -> Iterator[Any]:
+    """The batches; a DataError of a worker, which torch wraps into its traceback, says what it said there."""
+    try:
+        yield from batches
+    except DataError as error:
+        _, wrapped, said = str(error).rpartition(f"\n{DataError.__module__}.DataError: ")
+        if not wrapped:
+            raise
+        raise DataError(said.strip()) from error
+
+
 class ImageLoader(DataLoader[Item]):
     """A loader that notes unreadable images in the main process and skips batches of nothing else.
 
@@ -199,7 +210,7 @@ class ImageLoader(DataLoader[Item]):
     def __iter__(self) -> Any:
         dataset, owed = self.dataset, 0
         last: Any = None
-        for batch in super().__iter__():
+        for batch in _in_own_words(super().__iter__()):
             if isinstance(batch, Mapping) and "unreadable" in batch and isinstance(dataset, ImageDataset):
                 dataset.note(batch["unreadable"])
                 batch = {key: value for key, value in batch.items() if key != "unreadable"}

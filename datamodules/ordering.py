@@ -57,12 +57,16 @@ class OrderingDataModule(OrderedDataModule):
         number = {name: i for i, name in enumerate(names)}
         samples: list[Sample] = []
         splits: list[str | None] = []
-        often, repeated, seen = Counter(paths), 0, set()
+        often, repeated, other = Counter(paths), 0, 0
+        seen: dict[tuple[str, str], float] = {}
         for i, (path, file, category) in enumerate(zip(paths, files, categories, strict=True)):
-            if file is None or (path, category) in seen:
-                repeated += file is not None
+            if file is None:
                 continue
-            seen.add((path, category))
+            if (path, category) in seen:
+                repeated += 1
+                other += seen[path, category] != values[i]
+                continue
+            seen[path, category] = values[i]
             group = cells["group"][i] if "group" in cells else ""
             text = cells["instruction"][i] if "instruction" in cells else ""
             text = text or instruction_for(config, category, "category" in cells)
@@ -73,6 +77,8 @@ class OrderingDataModule(OrderedDataModule):
             splits.append(given[i] if given else None)
         if repeated:
             report.append(f"{counted(repeated, 'row')} of {table.name} repeat an image and are left out.")
+        if other:
+            report.append(f"{counted(other, 'row')} of those with another {columns['value']}: the first of an image counts.")
         texts = {name: _instructions(samples, number[name]) for name in names}
         whole = Listing(names, texts, samples, splits if given else None, [*report, *faults], faults)
         return stratified(whole, config)

@@ -19,6 +19,7 @@ from .base import DataModule
 from .configs import PretrainingConfig
 from .errors import DataError
 from .fewshot import digest
+from .images import read_image
 from .listing import Listing, Sample
 from .loading import process
 from .pretraining_sources import Caption, Photo, Source, fish_source, photo_source, read_photos, shape_source
@@ -107,9 +108,8 @@ class PretrainingDataModule(DataModule):
 
 
 def _open(sample: Sample, photos: Sequence[Photo]) -> Image.Image:
-    import io
-
-    return Image.open(io.BytesIO(photos[sample.extra["number"]].data)).convert("RGB")
+    photo = photos[sample.extra["number"]]
+    return read_image(photo.path, photo.data)
 
 
 class _Drawn(NamedTuple):

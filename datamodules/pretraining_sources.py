@@ -6,7 +6,6 @@ that has them all: so a batch knows all its positive pairs, not only the pairs i
 
 from __future__ import annotations
 
-import io
 import random
 import re
 import zipfile
@@ -20,7 +19,7 @@ from PIL import Image
 
 from .errors import DataError
 from .fewshot import digest
-from .images import is_image_name
+from .images import is_image_name, read_image
 from .reef_drawing import draw_scene
 from .reef_species import NAMES, SPECIES, Species
 from .shapes_drawing import (
@@ -37,6 +36,7 @@ from .shapes_drawing import (
     random_scene,
     unnamed_colour,
 )
+from .stored import Member
 
 Caption = tuple[str, frozenset[str]]
 """A text and the facts it claims."""
@@ -93,12 +93,12 @@ def read_photos(place: Path) -> list[Photo]:
     A file called `some_name_s_000123.jpg` (as CIFAR-100 names them) has a finer name than its class, but for people.
 
     Raises:
-        DataError: there is no such zip or folder, or no images in it.
+        DataError: there is no such zip or folder, no images in it, or one that is damaged in the zip.
     """
     if place.is_file() and zipfile.is_zipfile(place):
         with zipfile.ZipFile(place) as archive:
             names = sorted(n for n in archive.namelist() if is_image_name(Path(n).name) and "/" in n)
-            found = [(name, archive.read(name)) for name in names]
+            found = [(name, Member(place, name).content()) for name in names]
     elif place.is_dir():
         paths = sorted(p for p in place.glob("*/*") if is_image_name(p.name))
         found = [(f"{p.parent.name}/{p.name}", p.read_bytes()) for p in paths]
@@ -118,9 +118,13 @@ def read_photos(place: Path) -> list[Photo]:
     return photos
 
 
-def decode(data: bytes, size: int) -> NDArray[np.uint8]:
-    """An image file as (3, size, size) uint8, its middle square brought to size."""
-    image = Image.open(io.BytesIO(data)).convert("RGB")
+def decode(photo: Photo, size: int) -> NDArray[np.uint8]:
+    """A photograph as (3, size, size) uint8, its middle square brought to size.
+
+    Raises:
+        UnreadableImage: it cannot be decoded.
+    """
+    image = read_image(photo.path, photo.data)
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side))
@@ -131,7 +135,7 @@ def decode(data: bytes, size: int) -> NDArray[np.uint8]:
 
 def photo_source(photos: Sequence[Photo], size: int, fine_share: float = 0.4) -> Source:
     """Photographs captioned by their class, a share of the time by the finer name of the file."""
-    images = np.stack([decode(photo.data, size) for photo in photos])
+    images = np.stack([decode(photo, size) for photo in photos])
     facts = [frozenset({f"class {photo.label}", f"name {photo.fine}"}) for photo in photos]
 
     def caption(number: int, rng: random.Random) -> Caption:

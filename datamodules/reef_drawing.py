@@ -78,11 +78,11 @@ def draw_scene(
     Raises:
         DataError: unknown species, or an argument out of range.
     """
-    if not (16 <= size <= 1024 and count >= 0 and 0 <= murkiness <= 1 and facing in (None, "left", "right")):
+    fits = 16 <= size <= 1024 and count >= 0 and 0 <= murkiness <= 1 and (length is None or 0 < length <= 1)
+    if not fits or facing not in (None, "left", "right"):
         raise DataError(
-            "A scene needs size 16-1024, count 0 or more, murkiness 0-1 and facing left or right; got "
-            f"size {size}, "
-            f"count {count}, murkiness {murkiness}, facing {facing}."
+            "A scene needs size 16-1024, count 0 or more, murkiness 0-1, length above 0 and at most 1, and facing left or "
+            f"right; got size {size}, count {count}, murkiness {murkiness}, length {length}, facing {facing}."
         )
     wanted = [species] if isinstance(species, str | int | Species) else list(species)
     kinds = [find_species(name) for name in wanted]

@@ -179,8 +179,6 @@ def draw_body(
     left, top = np.floor(placed.min(0)).astype(int) - 1
     right, bottom = np.ceil(placed.max(0)).astype(int) + 2
     size = (int(right - left), int(bottom - top))
-    if size[0] > 4 * canvas.width or size[1] > 4 * canvas.height:
-        return
     layer = Image.new("RGB", size, colour)
     moved = Pose(brush.pose.x - left, brush.pose.y - top, brush.pose.scale, brush.pose.angle, brush.pose.left)
     inner = Brush(moved, ImageDraw.Draw(layer))

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from .errors import DataError
-from .images import UnreadableImage, read_image
+from .images import UnreadableImage, open_image, read_image, refuse_exhaustion
 from .listing import Sample
 
 Box = tuple[float, float, float, float]
@@ -65,10 +65,11 @@ def read_mask(file: Path, share: float = 0.0) -> Tensor:
         DataError: the file cannot be read.
     """
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             values = np.asarray(image)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"The mask {file} cannot be read: {' '.join(str(error).split())}.") from None
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        refuse_exhaustion(error, file)
+        raise DataError(f"The mask {file} cannot be read: {' '.join(str(error).split()).rstrip('.')}.") from None
     if values.ndim == 3:  # the last of 2 or 4 channels is how opaque a pixel is
         values = values[..., : values.shape[-1] - (values.shape[-1] in (2, 4))].max(-1)
     return small_mask(values != 0, share)

@@ -7,6 +7,7 @@ import hashlib
 import os
 import threading
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,17 +36,22 @@ class Member:
         Raises:
             UnreadableImage: it cannot be.
         """
-        return read_image(f"{self.archive}/{self.name}", self._content())
+        return read_image(f"{self.archive}/{self.name}", self.content())
 
     def key(self) -> str:
         """SHA-256 (hex) of the bytes of the file."""
         return _member_key(self, self.archive.stat().st_mtime_ns)
 
-    def _content(self) -> bytes:
+    def content(self) -> bytes:
+        """The bytes of the file.
+
+        Raises:
+            UnreadableImage: they cannot be read.
+        """
         try:
             with _lock:  # threads share one descriptor; processes do not
-                return _archive(self.archive, os.getpid()).read(self.name)
-        except (OSError, KeyError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError) as error:
+                return _archive(self.archive, self.archive.stat().st_mtime_ns, os.getpid()).read(self.name)
+        except (OSError, KeyError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
             raise UnreadableImage(f"{self.archive}/{self.name}", str(error) or "it cannot be read") from error
 
 
@@ -90,10 +96,10 @@ def members(archive: Path) -> list[str]:
 
 
 @functools.lru_cache(4)
-def _archive(file: Path, process: int) -> zipfile.ZipFile:
+def _archive(file: Path, changed: int, process: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(file)
 
 
 @functools.lru_cache(2**18)
 def _member_key(member: Member, changed: int) -> str:
-    return hashlib.sha256(member._content()).hexdigest()
+    return hashlib.sha256(member.content()).hexdigest()

@@ -15,14 +15,14 @@ from .base import DataModule
 from .configs import TableConfig
 from .errors import DataError, counted, nearest, some
 from .listing import (
-    ClassNames,
     Listing,
     Sample,
     clean,
     delimiter_of,
+    find_classnames,
     find_root,
     order_classes,
-    read_classnames,
+    refuse_twice,
     split_word,
     texts_for,
     without_empty,
@@ -65,7 +65,7 @@ def read_listing(table: Path, root: Path, config: TableConfig) -> Listing:
     faults: list[str] = []
     rows = _labelled(frame, columns, table, report)
     names = [clean(name) for name in frame[columns.name].iloc[rows]]
-    given = _classnames(root, table, config)
+    given = find_classnames(config.classnames, (root, table.parent))
     labels = {**given.labels, **_label_numbers(frame, rows, names, columns, table)}
     class_names = order_classes(names, labels)
     number = {name: i for i, name in enumerate(class_names)}
@@ -165,16 +165,18 @@ def read_table(table: Path) -> pd.DataFrame:
         else:
             with table.open(encoding="utf-8-sig") as file:
                 delimiter = delimiter_of(file.readline())
-            frame = pd.read_csv(
-                table, sep=delimiter, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8-sig"
-            )
-    except FileNotFoundError:
-        raise DataError(f"There is no table {table}.") from None
+            texts: dict[str, Any] = {"sep": delimiter, "dtype": str, "keep_default_na": False, "na_filter": False}
+            heading = pd.read_csv(table, header=None, nrows=1, encoding="utf-8-sig", **texts)
+            refuse_twice([name.strip() for name in heading.iloc[0]], table)  # of two columns `label`, pandas calls one `label.1`
+            frame = pd.read_csv(table, encoding="utf-8-sig", **texts)
     except UnicodeDecodeError:
         raise DataError(f"{table} is not UTF-8; save it again as CSV UTF-8.") from None
+    except DataError:
+        raise
     except (ValueError, OSError) as error:
         raise DataError(f"{table} cannot be read as a table: {error}") from error
     frame.columns = pd.Index([str(column).strip() for column in frame.columns])
+    refuse_twice(list(frame.columns), table)
     if frame.empty:
         raise DataError(f"{table} has no rows.")
     return frame
@@ -280,13 +282,6 @@ def _labelled(frame: pd.DataFrame, columns: _Columns, table: Path, report: list[
     return rows
 
 
-def _classnames(root: Path, table: Path, config: TableConfig) -> ClassNames:
-    for folder in (root, table.parent):
-        if config.classnames and (folder / config.classnames).is_file():
-            return read_classnames(folder / config.classnames)
-    return ClassNames()
-
-
 def _label_numbers(
     frame: pd.DataFrame, rows: list[int], names: Sequence[str], columns: _Columns, table: Path
 ) -> dict[str, int]:
@@ -355,11 +350,13 @@ def locate(cells: Sequence[str], root: Path, table: Path) -> tuple[list[str], li
 
 
 def _relative(file: str, bases: Sequence[str]) -> str:
-    """Path below the first base that holds the file, so that moving the folder changes no name."""
+    """Path below the first base that holds the file, so that moving the folder changes no name; no two files share one."""
     file = os.path.normpath(file)
-    for base in bases:
+    for number, base in enumerate(bases):
         if file.startswith(base.rstrip(os.sep) + os.sep):
-            file = file[len(base.rstrip(os.sep)) + 1 :]
+            name = file[len(base.rstrip(os.sep)) + 1 :]
+            if not any(os.path.isfile(os.path.join(earlier, name)) for earlier in bases[:number]):  # noqa: PTH113, PTH118
+                file = name
             break
     return file.replace(os.sep, "/")
 

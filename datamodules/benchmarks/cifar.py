@@ -31,7 +31,7 @@ def zipped(archive: Path, split: str) -> list[Entry]:
     """Images of a ZIP archive by the folder they lie in; sorted."""
     names = sorted(name for name in members(archive) if "/" in name and is_image_name(name.rpartition("/")[2]))
     if not names:
-        raise DataError(f"{archive} holds no class folders with images.")
+        raise DataError(f"{archive} holds no class folders with images, as apple/0001.png is one.")
     return [
         Entry(f"{archive.name}/{name}", name.split("/")[-2], split, extra={"stored": Member(archive, name)})
         for name in names

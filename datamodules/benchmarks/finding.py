@@ -47,7 +47,7 @@ def find(dataset: str, root: str | None, variant: str | None) -> tuple[Path, Fou
     """The folder of a data set and its official content.
 
     Raises:
-        DataError: it is not there.
+        DataError: it is not there, or not as it is published.
     """
     facts = data_sets()[dataset]
     reader = importlib.import_module(f".{dataset}", __package__)
@@ -58,6 +58,14 @@ def find(dataset: str, root: str | None, variant: str | None) -> tuple[Path, Fou
             return folder, found
         except NotThere as error:
             missing.append(error.args[0])
+        except Exception as error:  # readers of lists, matrices and pickles raise nearly anything on damaged ones
+            if isinstance(error, DataError | MemoryError) or getattr(error, "strerror", None):
+                raise
+            raise DataError(
+                f"{facts.title} in {folder} cannot be read: one of its files is damaged, or not as published "
+                f"({type(error).__name__}: {' '.join(str(error).split())}). Wanted: {facts.wanted}. "
+                f"{how_to_get(facts, Path(root or ''))}"
+            ) from error
     raise DataError(
         f"{facts.title} was not found: there is no {missing[0]}. Wanted in {missing[0].parent if len(missing) == 1 else root} "
         f"(or in {' or '.join(facts.folders)} below data.root): {facts.wanted}. {how_to_get(facts, Path(root or ''))}"

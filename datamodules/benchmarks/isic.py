@@ -17,7 +17,7 @@ def read(folder: Path, variant: str | None = None) -> Found:
     together.
 
     Raises:
-        DataError: several files and no variant, or a row with no or several diagnoses.
+        DataError: several files and no variant, a cell that is no number, or a row with no or several diagnoses.
     """
     found = sorted(path for path in folder.rglob("*GroundTruth*.csv") if variant is None or variant in path.name)
     if not found:
@@ -28,14 +28,25 @@ def read(folder: Path, variant: str | None = None) -> Found:
     lesion = _lesions(folder)
     where, entries = images_by_stem(folder), []
     for row in rows:
-        names = [column for column in columns[1:] if row[column] and float(row[column]) > 0.5]
+        names = [column for column in columns[1:] if row[column] and _share(row[column], column, found[0]) > 0.5]
         if len(names) != 1:
             raise DataError(f"{found[0]}: {row[columns[0]]} has {len(names)} diagnoses; one is needed for each image.")
         image = row[columns[0]]
         entries.append(Entry(where.get(image, f"{image}.jpg"), names[0], None, lesion.get(image)))
     order = [column for column in columns[1:] if any(entry.name == column for entry in entries)]
     words = diagnoses()
-    return Found(entries, order, {name: words.get(name.lower(), name) for name in order})
+    notes = [] if lesion else [f"{folder} has no table of lesions: images of one lesion may lie on two sides of the split."]
+    return Found(entries, order, {name: words.get(name.lower(), name) for name in order}, notes=notes)
+
+
+def _share(cell: str, column: str, file: Path) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        raise DataError(
+            f"{file}: the column {column} holds '{cell}', where 0 or 1 is expected: one column for each diagnosis. A table of "
+            "another form can be read with data=table."
+        ) from None
 
 
 def _lesions(folder: Path) -> dict[str, str]:

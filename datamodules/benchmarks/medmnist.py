@@ -25,7 +25,7 @@ def read(folder: Path, variant: str | None = None) -> Found:
     with np.load(file, allow_pickle=False) as arrays:
         missing = [f"{s}_{what}" for s in SPLITS for what in ("images", "labels") if f"{s}_{what}" not in arrays]
         if missing:
-            raise DataError(f"{file} lacks the arrays {some(missing)}; it has {some(sorted(arrays))}.")
+            raise DataError(f"{file} lacks the arrays {some(missing)}; it has {some(sorted(arrays)) or 'none'}.")
         content = {s: (np.asarray(arrays[f"{s}_images"]), np.asarray(arrays[f"{s}_labels"])) for s in SPLITS}
     names = read_json("class_names.json")["medmnist"].get(re.sub(r"_\d+$", "", file.stem.lower()), [])
     entries, labels_seen = [], set()

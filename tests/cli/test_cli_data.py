@@ -154,6 +154,17 @@ MISTAKES = {
     "not found": ["method.name=./my.py:MyAdapter"],
     "csv, tensorboard": ["trainer.loggers=[wandb]"],
     "lightning refuses": ["trainer.strategy=foo"],
+    "under protocol all": ["init_from=x", "protocol=base_to_new"],
+    "is written run@v2": ["init_from=x@vv"],
+    "a single one has none": ["init_from=x", "continual=replay"],
+    "on one device": ["stream.by=classes", "stream.increment=2", "trainer.devices=2"],
+    "remove classes.include": ["stream.by=tasks", "classes.first=2"],
+    "not measured after every session": ["stream.by=classes", "stream.increment=2", "evaluate.task=retrieval"],
+    "use evaluate.others": ["stream.by=classes", "stream.increment=2", "evaluate.shift={venus: {name: reef}}"],
+    "'prompt_pair' is a method of ordering": ["method=prompt_pair", "data=reef_ordering", "stream.by=classes"],
+    "compares images and texts in one space": ["method=prompt_pair", "data=reef_ordering", "evaluate.task=retrieval"],
+    "and 'coop' learns from some": ["data=reef", "data.train=0", "data.shots=all", "method=coop"],
+    "whitening=false": ["data=reef", "data.train=0", "data.shots=all", "method=zero_shot", "evaluate.task=retrieval"],
 }
 
 

@@ -130,6 +130,50 @@ def test_hostile_images_among_good_ones_cost_nothing_but_themselves(ask, finishe
     assert "animated.gif" in answer.out  # said, not silent: only its first frame is answered about
 
 
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nnewpath 0 0 moveto 9 9 lineto stroke\nshowpage\n%%EOF\n"
+
+
+def test_no_image_starts_another_program(ask, finished, tmp_path, monkeypatch):
+    """Pillow hands PostScript to Ghostscript, whatever the file is called."""
+    from limpet.datamodules.regions import read_mask
+    from limpet.report import _finder
+    from PIL import EpsImagePlugin
+
+    started = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *given, **_: started.append(given))
+    file = tmp_path / "photo.png"
+    file.write_bytes(POSTSCRIPT)
+    for content in (None, POSTSCRIPT):
+        with pytest.raises(UnreadableImage, match="PostScript"):
+            read_image(file, content)
+    with pytest.raises(DataError, match="mask"):
+        read_mask(file)
+    with pytest.raises(OSError, match="cannot identify"):
+        _finder("")(str(file))
+    ask("predict", finished[1], file, "--out", tmp_path / "p.csv", good=(1,))
+    assert not started
+
+
+@pytest.mark.parametrize("kind", [*FORMATS, "MPO", "JPEG2000", "AVIF"])
+def test_every_known_format_is_read(kind, tmp_path):
+    from PIL import Image as Pillow
+
+    Pillow.init()
+    if kind not in Pillow.SAVE:
+        pytest.skip(f"this Pillow does not write {kind}")
+    content = encoded(1, kind, frames=2 if kind == "MPO" else 1)
+    assert read_image(tmp_path / "x", content).size == (24, 18)
+
+
+def test_all_images_are_opened_in_one_place():
+    import limpet
+
+    root = Path(limpet.__file__).parent
+    files = [*root.rglob("*.py"), *Path(limpet.datamodules.__file__).parent.rglob("*.py")]
+    opening = {path.name for path in files if "Image.open(" in path.read_text(encoding="utf-8")}
+    assert opening == {"images.py", "export_loading.py"}  # the latter writes it into the user's instructions
+
+
 def test_training_on_a_folder_with_hostile_images_lists_them(ask, finished, tmp_path):
     fish, _ = finished
     root = tmp_path / "fish"

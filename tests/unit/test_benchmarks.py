@@ -47,7 +47,7 @@ def checksums(monkeypatch):
 
 
 def module(name, root, seed=1, **keys):
-    return load(BenchmarkConfig(dataset=name, root=str(root), **{"shots": "all", **keys}), seed)
+    return load(BenchmarkConfig(dataset=name, root=root and str(root), **{"shots": "all", **keys}), seed)
 
 
 def ready(name, root, **keys):
@@ -258,6 +258,23 @@ def test_members_of_an_archive_that_are_damaged_are_listed(fakes, tmp_path):
     data = ready("cifar100", tmp_path)
     list(data.test_dataloader())
     assert len(data.unreadable) == 1 and "broken.png" in data.unreadable[0]
+    overwritten = (tmp_path / "cifar100_test.zip").read_bytes().replace(b"no picture", b"no p\xffcture")
+    (tmp_path / "cifar100_test.zip").write_bytes(overwritten)
+    data = ready("cifar100", tmp_path)
+    list(data.test_dataloader())
+    assert len(data.unreadable) == 1 and "Bad CRC-32 for file 'apple/broken.png'" in data.unreadable[0]
+    with zipfile.ZipFile(tmp_path / "cifar100_test.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("apple/squeezed.png", b"to be squeezed" * 99)
+    content = (tmp_path / "cifar100_test.zip").read_bytes()
+    start = content.index(b"squeezed.png") + len(b"squeezed.png")
+    (tmp_path / "cifar100_test.zip").write_bytes(content[:start] + b"\xff" * 9 + content[start + 9 :])
+    data = ready("cifar100", tmp_path)
+    list(data.test_dataloader())
+    assert len(data.unreadable) == 1 and "decompressing" in data.unreadable[0]
+    with zipfile.ZipFile(tmp_path / "cifar100_test.zip", "w") as archive:
+        archive.writestr("loose.png", b"no class")
+    with pytest.raises(DataError, match="cifar100_test.zip holds no class folders with images"):
+        ready("cifar100", tmp_path)
     (tmp_path / "cifar100_train.zip").write_bytes(b"no archive")
     with pytest.raises(DataError, match="cannot be read as a ZIP archive"):
         ready("cifar100", tmp_path)
@@ -281,3 +298,113 @@ def test_faces_are_ordered_by_age(fakes, tmp_path):
         module("adience", tmp_path)
     with pytest.raises(DataError, match="Did you mean 'eurosat'"):
         module("eurosta", tmp_path)
+
+
+def damaged(content):
+    return lambda file: file.write_bytes(content)
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "change", "said"),
+    [
+        ("dtd", "dtd/labels/val1.txt", damaged(b"banded/\xff.jpg"), "val1.txt is not a text in UTF-8"),
+        ("oxford_flowers", "oxford_flowers/setid.mat", cut, "Flowers102 in .* cannot be read.*Wanted: jpg/, imagelabels.mat"),
+        ("stanford_cars", "stanford_cars/devkit/cars_meta.mat", damaged(b""), "StanfordCars in .* cannot be read.*truncated"),
+        ("medmnist", "medmnist/bloodmnist.npz", cut, "MedMNIST in .* cannot be read.*not a zip file"),
+        ("oxford_pets", "oxford_pets/annotations/test.txt", damaged(b"no list\n"), "OxfordPets in .* damaged, or not as published"),
+        ("cifar10", "cifar-10-batches-py/data_batch_2", cut, "CIFAR-10 in .* cannot be read.*pickle data was truncated"),
+        ("cifar10", "cifar-10-batches-py/data_batch_2", Path.unlink, "Python batches of CIFAR10 in .* are not whole"),
+        ("fgvc_aircraft", "fgvc_aircraft/variants.txt", damaged(b"727-200\n"), "images of 707-320, Cessna 172, which its own list"),
+        ("ham10000", "ham10000/HAM10000_metadata.csv", damaged(b"image_id,dx\n"), "needs the columns lesion_id, image_id and dx"),
+        ("ham10000", "ham10000/HAM10000_metadata.csv", damaged(b"lesion_id,image_id,dx\n"), "list no images"),
+        ("ham10000", "ham10000/HAM10000_metadata.csv", damaged(b"lesion_id,image_id,dx\nL,x,mel\n"), "None of the 1 images.*x.jpg"),
+    ],
+)
+def test_files_that_are_not_as_published_are_a_sentence(fakes, name, file, change, said, tmp_path):
+    fakes.write(name, tmp_path)
+    change(tmp_path / file)
+    with pytest.raises(DataError, match=said):
+        ready(name, tmp_path)
+
+
+def test_arrays_that_medmnist_lacks_are_named(fakes, tmp_path):
+    import numpy as np
+
+    (tmp_path / "medmnist").mkdir()
+    np.savez(tmp_path / "medmnist/bloodmnist.npz", train_images=np.zeros((2, 8, 8), np.uint8))
+    with pytest.raises(DataError, match="lacks the arrays train_labels, val_images.*it has train_images"):
+        ready("medmnist", tmp_path)
+
+
+GROUND_TRUTH = "ISIC2018/ISIC2018_Task3_Training_GroundTruth.csv"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("image,MEL,NV\nISIC_0000000,1.0,1.0\n", "ISIC_0000000 has 2 diagnoses; one is needed"),
+        ("image,MEL,NV\nISIC_0000000,0.0,\n", "ISIC_0000000 has 0 diagnoses"),
+        ("image,patient,target\nISIC_0000000,IP_7,1\n", "column patient holds 'IP_7', where 0 or 1.*data=table"),
+    ],
+)
+def test_diagnoses_that_are_not_one_of_several_are_refused(fakes, text, said, tmp_path):
+    fakes.write("isic", tmp_path)
+    (tmp_path / GROUND_TRUTH).write_text(text)
+    with pytest.raises(DataError, match=said):
+        ready("isic", tmp_path)
+
+
+def test_one_of_several_ground_truths_is_chosen_by_name(fakes, tmp_path):
+    fakes.write("isic", tmp_path)
+    first = tmp_path / GROUND_TRUTH
+    lines = first.read_text().splitlines(keepends=True)
+    first.with_name("ISIC2019_Training_GroundTruth.csv").write_text("".join(lines[:7]))
+    with pytest.raises(DataError, match="holds ISIC2018.*, ISIC2019.*: name one with data.variant"):
+        ready("isic", tmp_path)
+    assert sum(map(len, ready("isic", tmp_path, variant="ISIC2019").samples.values())) == 6
+
+
+def test_lesions_without_a_table_are_said_to_be_on_both_sides(fakes, tmp_path):
+    fakes.write("isic", tmp_path)
+    assert "lesion" not in " ".join(ready("isic", tmp_path).report)
+    next(tmp_path.rglob("*LesionGroupings.csv")).unlink()
+    data = ready("isic", tmp_path)
+    assert "no table of lesions" in " ".join(data.report) and all(s.group is None for s in data.samples["test"])
+
+
+def test_class_names_beside_the_images_come_before_the_packaged_ones(fakes, tmp_path):
+    for name in ("oxford_flowers", "imagenet"):
+        fakes.write(name, tmp_path)
+    (tmp_path / "oxford_flowers/cat_to_name.json").write_text('{"2": "orchid"}')
+    assert texts(ready("oxford_flowers", tmp_path)) == ["pink primrose", "orchid", "canterbury bells", "sweet pea"]
+    (tmp_path / "imagenet/classnames.txt").write_text("n01440764 tench fish\nn01443537 gold fish\nn03773504 rocket\n")
+    assert texts(ready("imagenet", tmp_path)) == ["tench fish", "gold fish", "rocket", "n04008634"]
+
+
+def test_what_lies_beside_the_class_folders_is_no_class(fakes, tmp_path):
+    fakes.write("imagenet", tmp_path)
+    train = tmp_path / "imagenet/images/train"
+    (train / "notes.txt").write_text("read me")
+    (train / ".cache").mkdir()
+    fakes.save(train / ".cache/0.jpg")
+    assert len(ready("imagenet", tmp_path).class_names) == 4
+
+
+def test_images_that_are_listed_twice_count_once(fakes, tmp_path):
+    fakes.write("dtd", tmp_path)
+    labels = tmp_path / "dtd/labels"
+    first = (labels / "train1.txt").read_text().splitlines()[0]
+    with (labels / "test1.txt").open("a") as file:
+        file.write(f"{first}\n")
+    data = ready("dtd", tmp_path)
+    assert [len(data.samples[split]) for split in ("train", "val", "test")] == [12, 6, 9]
+    assert "1 image listed again, left out." in data.report
+
+
+def test_a_download_needs_a_folder():
+    with pytest.raises(DataError, match="data.root is not set: Food101 would be downloaded into that folder"):
+        module("food101", None, download=True).setup()

@@ -5,8 +5,9 @@ import random
 import pytest
 import torch
 from limpet.datamodules import DataError, load
-from limpet.datamodules.base import Sample, collate
-from limpet.datamodules.configs import SCHEMAS, ReefConfig
+from limpet.datamodules.base import DataModule, Listing, Sample, collate
+from limpet.datamodules.configs import SCHEMAS, DataConfig, ReefConfig
+from limpet.datamodules.images import UnreadableImage
 
 
 def _noisy(image):
@@ -127,6 +128,29 @@ def test_collate():
     assert batch["boxes"] == [[[0, 1]], []] and batch["image"].shape == (2, 3, 2, 2)
     assert batch["unreadable"] == ["b: it is empty"]
     assert collate(items[1:2]) == {"unreadable": ["b: it is empty"]}
+
+
+class Own(DataModule):
+    """Data of one's own, of which the samples have no file."""
+
+    paths = ("a", "b", "c")
+
+    def listing(self):
+        return Listing(["cod"], {"cod": ["cod"]}, [Sample(path, 0) for path in self.paths], ["train", "test", "test"])
+
+
+def test_samples_without_a_file_need_a_reader():
+    data = Own(DataConfig(name="own", shots="all"), 1)
+    assert list(data.test_dataloader()) == [] and data.unreadable == ["b: it has no file", "c: it has no file"]
+    with pytest.raises(UnreadableImage, match="b: it has no file"):
+        data.content_key(data.samples["test"][0])
+
+
+def test_images_listed_twice_are_named():
+    data = Own(DataConfig(name="own", shots="all"), 1)
+    data.paths = ("a", "b", "a")
+    with pytest.raises(DataError, match="lists an image twice: a"):
+        data.setup()
 
 
 def test_setup_twice_changes_nothing(reef):

@@ -6,6 +6,7 @@ import os
 import pytest
 from limpet.datamodules import DataError, load
 from limpet.datamodules.configs import FolderConfig
+from limpet.datamodules.images import UnreadableImage
 from limpet.recipe import load_recipe
 from limpet.session import prepare
 from PIL import Image
@@ -198,6 +199,7 @@ def test_unreadable_images_are_replaced_in_the_draw(tmp_path):
         s.path for s in module.samples["train"] + module.samples["val"]
     )
     assert sorted(f.split(":")[0] for f in module.unreadable) == sorted([bad[0].path, bad[1].path])
+    assert any(s.startswith("2 images cannot be read and were left out of the draw: ") for s in module.report)
     kept = {s.path for s in whole.samples["train"]} - {bad[0].path}
     assert kept <= {s.path for s in module.samples["train"]}
     seen = [path for batch in module.test_dataloader() for path in batch["path"]]
@@ -255,3 +257,69 @@ def test_wrong_settings(tmp_path, wrong, said):
 def test_unknown_module():
     with pytest.raises(DataError, match="Did you mean 'folder'"):
         load(FolderConfig(name="foldr"), 1)
+
+
+def test_a_root_that_is_a_file_is_refused(tmp_path):
+    _image(tmp_path / "x.png")
+    with pytest.raises(DataError, match=r"x\.png is a file; give the folder"):
+        _load(tmp_path / "x.png")
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path):
+    for split in ("train", "val", "validation"):
+        _images(tmp_path / split / "a", 3)
+    with pytest.raises(DataError, match="several folders for one split: train, val, validation"):
+        _load(tmp_path)
+
+
+def test_folders_beside_the_splits_are_ignored_and_named(tmp_path):
+    for split in ("train", "test", "extra"):
+        _images(tmp_path / split / "a", 5)
+    module = _load(tmp_path, shots="all")
+    assert module.class_names == ["a"] and sum(_sizes(module).values()) == 10
+    assert "Folders beside train, val and test are ignored: extra." in module.report
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "classnames.csv is empty"),
+        ("folder,name\na,pez le\u00f3n\n".encode("latin-1"), "classnames.csv is not UTF-8; save it again"),
+        (b"folder,text\na,lion\n", "needs the columns folder and name; it has folder, text"),
+        (b"folder,name,label\na,lion,first\n", "the label of 'a' is 'first', not a whole number"),
+        (b"folder,name,label\na,lion,1\na,cat,2\n", "'a' has the labels 1 and 2"),
+    ],
+)
+def test_classnames_that_cannot_be_understood(tmp_path, content, said):
+    _images(tmp_path / "a", 4)
+    (tmp_path / "classnames.csv").write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        _load(tmp_path)
+
+
+def test_classnames_by_another_name(tmp_path):
+    _images(tmp_path / "a", 4)
+    (tmp_path / "words.csv").write_text("folder,name\n,nobody\na,sea lion\n")
+    assert _load(tmp_path).class_texts == {"a": ["a"]}
+    assert _load(tmp_path, classnames="words.csv").class_texts == {"a": ["sea lion"]}
+    assert _load(tmp_path, classnames="").class_texts == {"a": ["a"]}
+    with pytest.raises(DataError, match=r"There is no wrods\.csv \(data\.classnames\) in"):
+        _load(tmp_path, classnames="wrods.csv")
+
+
+def test_checking_many_images_tells_how_far_it_is(tmp_path):
+    _images(tmp_path / "a", 6)
+    module, told = load(FolderConfig(root=str(tmp_path), shots=2), 1), []
+    module.progress = lambda *state: told.append(state)
+    module.setup()
+    total = len(module.samples["train"]) + len(module.samples["val"])
+    assert told == [("checking images", done, total) for done in range(1, total + 1)]
+
+
+def test_a_file_that_went_away_has_no_key(tmp_path):
+    _images(tmp_path / "a", 4)
+    module = _load(tmp_path)
+    sample = module.samples["train"][0]
+    sample.file.unlink()
+    with pytest.raises(UnreadableImage, match="No such file"):
+        module.content_key(sample)

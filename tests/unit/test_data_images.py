@@ -88,6 +88,37 @@ def test_exif_rotation(tmp_path):
     assert read_image(path).size == (10, 20)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_upright_though_another_exif_tag_is_damaged(tmp_path, orientation):
+    upright = Image.fromarray(np.arange(200, dtype=np.uint8).reshape(10, 20))
+    good, damaged = tmp_path / "good.png", tmp_path / "damaged.png"
+    tags = struct.pack("<HHIHH", 0x0112, 3, 1, orientation, 0)
+    resolution = struct.pack("<HHI4s", 0x011A, 2, 3, b"ab\0")  # a text, where a number belongs
+    for path, entries in ((good, [tags]), (damaged, [tags, resolution])):
+        block = b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + struct.pack("<I", 0)
+        upright.save(path, exif=b"Exif\0\0" + block)
+    assert np.array_equal(read_image(damaged), read_image(good))
+    assert read_image(damaged).size == ((20, 10) if orientation < 5 else (10, 20))
+
+
+def test_the_bits_that_a_tiff_declares_are_its_range(tmp_path):
+    entries = [
+        (256, 3, 1, 2), (257, 3, 1, 1), (258, 3, 1, 12), (259, 3, 1, 1), (262, 3, 1, 1),
+        (273, 4, 1, 200), (277, 3, 1, 1), (278, 3, 1, 1), (279, 4, 1, 3),
+    ]  # fmt: skip
+    header = b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    path = tmp_path / "x.tif"
+    path.write_bytes(header.ljust(200, b"\0") + bytes([0x0C, 0x80, 0x00]))  # 200 and 0, of at most 4095
+    assert np.asarray(read_image(path))[0, :, 0].tolist() == [12, 0]
+
+
+def test_a_damaged_second_frame_says_nothing_about_the_first(tmp_path):
+    path = tmp_path / "x.gif"
+    Image.new("RGB", (4, 4), (255, 0, 0)).save(path, save_all=True, append_images=[Image.new("RGB", (4, 4), (0, 0, 255))])
+    path.write_bytes(path.read_bytes()[:-20])
+    assert _pixel(path) == (255, 0, 0) and "several_frames" not in read_image(path).info
+
+
 def test_first_frame_of_an_animation(tmp_path):
     path = tmp_path / "x.gif"
     Image.new("RGB", (4, 4), (255, 0, 0)).save(

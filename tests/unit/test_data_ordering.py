@@ -115,6 +115,36 @@ def test_mistakes_are_answered_in_a_sentence(table, text, sentence):
         ready(OrderingConfig(table=str(table(text, ["a.png", "b.png"]))))
 
 
+def test_rows_whose_image_is_missing_or_has_a_value_already_are_left_out(table):
+    text = "path,value,group\na.png,1,x\nb.png,2,y\na.png,1,x\na.png,5,x\ngone.png,3,z\n"
+    config = OrderingConfig(table=str(table(text, ["a.png", "b.png"])), group_column=None)
+    data = ready(config)
+    found = {s.path: s.extra["value"] for split in data.samples.values() for s in split}
+    assert found == {"a.png": 1.0, "b.png": 2.0}
+    report = " ".join(data.report)
+    assert "1 file of labels.csv missing and left out: gone.png." in report
+    assert "2 rows of labels.csv repeat an image and are left out. 1 row of those with another value: the first" in report
+    config.strict = True
+    with pytest.raises(DataError, match=r"gone\.png.*data\.strict"):
+        ready(config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"lists": "evry"}, "data.lists is 'evry'.*Did you mean 'every'"),
+        ({"negatives": 1.0}, "data.negatives is 1.0; it is a share of a list"),
+        ({"attributes": []}, "data.attributes needs at least one attribute"),
+        ({"attributes": ["count", "count"]}, "data.attributes needs at least one attribute, and each once"),
+        ({"size": 32}, "data.size is 32; drawn fish are 64 to 224"),
+        ({"val": -1}, "data.train, data.val and data.test count images"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings, said):
+    with pytest.raises(DataError, match=said):
+        reef(**settings)
+
+
 def test_the_hash_covers_values_and_instructions(table):
     text, images = many()
     file = table(text, images)
@@ -145,6 +175,13 @@ def test_lists_hold_one_category_and_every_image_once():
     batch = next(iter(loader))
     assert batch["value"].dtype == torch.float32 and batch["image"].shape[1:] == (3, 64, 64)
     assert len(set(batch["instruction"])) == 1
+
+
+def test_an_image_of_the_lists_asked_for_by_number_is_as_it_is():
+    data = reef(negatives=0.2)
+    dataset = data.train_dataloader().dataset
+    assert [dataset[i]["path"] for i in (0, 39)] == [data.samples["train"][i].path for i in (0, 39)]
+    assert dataset[39]["value"] == data.samples["train"][39].extra["value"]
 
 
 def test_negatives_are_of_other_categories_and_count_as_none():

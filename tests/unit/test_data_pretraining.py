@@ -60,6 +60,37 @@ def test_missing_photographs_are_a_sentence(tmp_path):
         data.setup()
 
 
+def test_photographs_without_class_folders_are_a_sentence(tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "loose.png")
+    with pytest.raises(DataError, match=r"no images in sub-folders of .*apple/0001\.jpg"):
+        read_photos(tmp_path)
+
+
+def test_damaged_photographs_are_named(root, tmp_path):
+    content = (root / "train.zip").read_bytes()
+    start = content.index(b"apple/apple_s_000002.jpg") + 60
+    (tmp_path / "train.zip").write_bytes(content[:start] + b"\xff" * 9 + content[start + 9 :])
+    with pytest.raises(DataError, match=r"train\.zip/apple/.*000002\.jpg: Bad CRC-32"):
+        read_photos(tmp_path / "train.zip")
+    (tmp_path / "train.zip").write_bytes(content)
+    with zipfile.ZipFile(root / "test.zip") as archive:
+        archive.extractall(tmp_path / "test")
+    next((tmp_path / "test/apple").iterdir()).write_bytes(b"no picture")
+    data = load(config(tmp_path, test_photos="test"), 1)
+    assert sum(len(batch["path"]) for batch in data.test_dataloader()) == 5
+    assert len(data.unreadable) == 1 and "not an image" in data.unreadable[0]
+    data = load(config(tmp_path, photos="test", test_photos="train.zip"), 1)
+    with pytest.raises(DataError, match=r"Cannot read the image apple/.*\.jpg: it is not an image of a known format"):
+        data.sources()
+
+
+def test_classes_of_the_test_are_those_of_the_training(root, tmp_path):
+    (tmp_path / "test/zebra").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(tmp_path / "test/zebra/0.png")
+    with pytest.raises(DataError, match=r"test has the class 'zebra', which .*train\.zip has not"):
+        load(config(root, test_photos=str(tmp_path / "test")), 1).setup()
+
+
 def test_splits_and_classes(root):
     data = load(config(root), 1)
     data.setup()
@@ -154,10 +185,19 @@ def test_colours_without_a_name_are_in_no_caption_and_far_from_those_with_one():
     assert min(np.linalg.norm(np.subtract(one, other)) for one in drawn for other in COLOURS.values()) >= 60
 
 
-@pytest.mark.parametrize("settings", [{"unnamed_share": 1.5}, {"unnamed_share": -0.1}])
-def test_impossible_shares_are_sentences(root, settings):
-    with pytest.raises(DataError, match=r"data\.unnamed_share"):
-        load(config(root, **settings), 1)
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"unnamed_share": 1.5}, r"data\.unnamed_share"),
+        ({"unnamed_share": -0.1}, r"data\.unnamed_share"),
+        ({"photo_share": -0.1}, "shares of a batch, none below 0"),
+        ({"photo_share": 0.0, "shape_share": 0.0, "fish_share": 0.0}, r"data\.photo_share, shape_share and fish_share"),
+        ({"epoch_images": 19}, r"data\.epoch_images is 19, less than a batch of 20"),
+    ],
+)
+def test_impossible_shares_are_sentences(root, settings, said):
+    with pytest.raises(DataError, match=said):
+        load(PretrainingConfig(root=str(root), **{"batch_size": 20, "epoch_images": 60, **settings}), 1)
 
 
 def test_a_fifth_of_the_combinations_is_held_out_of_every_colour_and_shape():
@@ -225,3 +265,11 @@ def test_methods_that_need_labels_are_refused_on_captions(root):
     settings = [f"data.root={root}", "data.photos=train.zip", "data.test_photos=test.zip", "backbone=limpet-tiny"]
     with pytest.raises(RecipeError, match="trained on class labels"):
         prepare(load_recipe("pretrain_tiny", [*settings, "method=coop"])[0])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"shape": "blob"}, {"colour": "no"}, {"pattern": "wavy"}, {"count": 6}, {"size": "tiny"}, {"position": "behind"}]
+)
+def test_scenes_that_cannot_be_drawn_are_sentences(wrong):
+    with pytest.raises(DataError, match="A scene of shapes cannot be drawn from"):
+        draw_shapes(Scene(**{"shape": "circle", "colour": "red", **wrong}))

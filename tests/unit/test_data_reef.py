@@ -68,11 +68,12 @@ def test_murky_water_has_less_contrast():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"species": "purple eel"}, {"size": 4}, {"murkiness": 2}, {"facing": "up"}]
+    ("argument", "value"),
+    [("species", "purple eel"), ("species", 99), ("size", 4), ("murkiness", 2), ("facing", "up"), ("length", 0.0), ("length", 8.0)],
 )
-def test_wrong_scenes(wrong):
-    with pytest.raises(DataError):
-        draw_scene(**{"species": 0, **wrong})
+def test_wrong_scenes(argument, value):
+    with pytest.raises(DataError, match=str(value)):
+        draw_scene(**{"species": 0, argument: value})
     with pytest.raises(DataError, match="Did you mean 'green moray eel'"):
         draw_scene("green moray eels")
 

@@ -91,6 +91,61 @@ def test_cells_that_make_no_region_are_refused_with_their_place(tmp_path, header
         table(tmp_path, f"path,label,split,{header}\na.png,cod,test,{row}\n")
 
 
+def test_a_column_says_which_images_are_anomalous(tmp_path):
+    words = ["0", "good", "", "Normal", "1", "bad", "YES"]
+    for i in range(len(words)):
+        picture(tmp_path / f"{i}.png", seed=i)
+    rows = "".join(f"{i}.png,cod,test,{word}\n" for i, word in enumerate(words))
+    found = items(table(tmp_path, f"path,label,split,anomaly\n{rows}"), "anomalous")
+    assert [item["anomalous"] for item in found] == [0, 0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"box_units": "metres"}, "data.box_units is 'metres'; known are auto, pixels, relative"),
+        ({"box_columns": ["x0", "y0"]}, "data.box_columns names 2 columns; it needs four"),
+        ({"box_columns": ["lft", "y0", "x1", "y1"]}, "has the column 'y0' and no 'lft'"),
+        ({"box_columns": ["lft", "top", "rght", "bottom"]}, r"no column 'lft' \(data.box_columns\).*Did you mean 'left'"),
+    ],
+)
+def test_boxes_that_are_asked_for_wrongly(tmp_path, settings, said):
+    picture(tmp_path / "a.png")
+    header = "x0,y0,x1,y1" if settings.get("box_columns", ["x0"])[-1] != "bottom" else "left,y0_,x1_,y1_"
+    with pytest.raises(DataError, match=said):
+        table(tmp_path, f"path,label,split,{header}\na.png,cod,test,1,2,3,4\n", **settings)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "1"])
+def test_masks_in_colour_cover_what_is_not_black(tmp_path, mode):
+    picture(tmp_path / "a.png")
+    mask = Image.new("L", (80, 40), 0)
+    mask.paste(255, (20, 10, 60, 20))
+    if mode == "P":
+        mask = mask.point(lambda value: value // 255)
+        mask.putpalette([0, 0, 0, 255, 0, 0])
+    else:
+        mask = mask.convert(mode)  # opaque everywhere
+    mask.save(tmp_path / "m.png")
+    (item,) = items(table(tmp_path, "path,label,split,mask\na.png,cod,test,m.png\n"), "masks")
+    torch.testing.assert_close(bounding(item["masks"]), torch.tensor([[0.25, 0.25, 0.75, 0.5]]))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("content", "said"), [(b"no image", "cannot identify image file"), (None, "exceeds limit")])
+def test_a_mask_that_cannot_be_read_is_one_sentence(tmp_path, monkeypatch, workers, content, said):
+    picture(tmp_path / "a.png")
+    Image.new("1", (400, 400)).save(tmp_path / "m.png")
+    if content is None:
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    else:
+        (tmp_path / "m.png").write_bytes(content)
+    data = table(tmp_path, "path,label,split,mask\na.png,cod,test,m.png\n", num_workers=workers)
+    data.ask_for(("masks",))
+    with pytest.raises(DataError, match=rf"^The mask [^\n]*m\.png cannot be read: [^\n]*{said}[^\n]*\.$"):
+        list(data.test_dataloader())
+
+
 def test_masks_captions_and_targets(tmp_path):
     for name in ("a", "b"):
         picture(tmp_path / f"{name}.png", seed=3)
@@ -126,6 +181,9 @@ def test_views_of_one_object(tmp_path):
     assert (bed["path"], chair["path"]) == ("b1", "c1")
     assert chair["views"].shape == (2, 3, 16, 16) and chair["view_weights"].tolist() == [0.75, 0.25]
     assert chair["view_masks"][0].any() and not chair["view_masks"][1].any()
+    (tmp_path / "1.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"1\.png: it is not an image of a known format\. It is a view of c1\."):
+        items(data, "views")
     with pytest.raises(DataError, match="labels 'chair' and 'bed'"):
         table(tmp_path, text.replace("b1", "c1"), view_column="object")
     with pytest.raises(DataError, match="no column 'objekt'"):
@@ -157,7 +215,10 @@ def test_scenes_have_the_boxes_of_their_fish():
     again.setup()
     one, other = items(data, "boxes")[0], items(again, "boxes")[0]
     assert torch.equal(one["image"], other["image"]) and torch.equal(one["boxes"], other["boxes"])
-    for settings, word in (({"fish": 1}, "data.fish"), ({"fish": 4, "species": 3}, "data.fish"), ({"size": 20}, "data.size")):
+    for settings, word in (
+        ({"fish": 1}, "data.fish"), ({"fish": 4, "species": 3}, "data.fish"), ({"size": 20}, "data.size"),
+        ({"species": 1}, "data.species is 1; choose 2 to"), ({"test": -1}, "data.test count scenes"),
+    ):  # fmt: skip
         with pytest.raises(DataError, match=word):
             load(ReefScenesConfig(**settings), seed=1)
 

@@ -1,5 +1,6 @@
 """Tables: cells are text, columns have parts, splits and groups are respected."""
 
+import json
 import time
 
 import pandas as pd
@@ -128,11 +129,46 @@ def test_extras_and_batches(tmp_path):
         next(iter(module.loader("test")))
 
 
+def test_a_value_that_is_no_number_stays_text(tmp_path):
+    _write(tmp_path, [f"{i}.png,a,{('1.5', 'ripe')[i % 2]}" for i in range(4)], "path,label,value")
+    samples = [sample for split in _load(tmp_path).samples.values() for sample in split]
+    assert {sample.path: sample.extra["value"] for sample in samples} == {
+        "0.png": 1.5, "1.png": "ripe", "2.png": 1.5, "3.png": "ripe",
+    }  # fmt: skip
+
+
+def test_rows_without_a_split_among_rows_with_one_are_left_out(tmp_path):
+    _write(tmp_path, [f"{i}.png,a,{('train', 'val', 'test', '')[i % 4]}" for i in range(8)], "path,label,split")
+    module = _load(tmp_path)
+    assert _sizes(module) == (2, 2, 2)
+    assert "2 images without a split among images with one: left out." in module.report
+
+
+def test_classes_without_a_single_file_are_left_out(tmp_path):
+    _write(tmp_path, [f"{i}.png,{'abc'[i % 3]}" for i in range(9)])
+    for i in (1, 4, 7):
+        (tmp_path / f"{i}.png").unlink()
+    module = _load(tmp_path)
+    assert module.class_names == ["a", "c"] and {s.label for s in module.samples["train"]} == {0, 1}
+    assert {s.path for split in module.samples.values() for s in split if s.label == 1} == {"2.png", "5.png", "8.png"}
+    assert "No file of b exists; left out of the classes." in module.report
+
+
+def test_files_of_one_name_beside_the_images_and_the_table_are_two(tmp_path):
+    _write(tmp_path / "images", ["0.png,a", "1.png,b"])
+    other = tmp_path / "tables" / "0.png"
+    _write(other.parent, ["0.png,a", "1.png,b", f"{other},b"], images=False)
+    Image.new("RGB", (8, 8)).save(other)
+    module = _load(tmp_path / "images", table=str(other.parent / "labels.csv"))
+    found = {s.path: module.class_names[s.label] for split in module.samples.values() for s in split}
+    assert found == {"0.png": "a", "1.png": "b", other.as_posix(): "b"}
+
+
 def test_other_column_names_and_suggestions(tmp_path):
     _write(tmp_path, [f"{i}.png,{'ab'[i % 2]},p{i}" for i in range(8)], "file,species,patient", "my.csv")
     config = {"table": "my.csv", "path_column": "file", "label_column": "species", "group_column": "patient"}
     assert _load(tmp_path, **config).samples["train"][0].group
-    for wrong in ({"path_column": "fil"}, {"label_column": "specie"}, {"group_column": "patiens"}):
+    for wrong in ({"path_column": "fil"}, {"label_column": "specie"}, {"group_column": "patiens"}, {"split_column": "pateint"}):
         with pytest.raises(DataError, match="Did you mean"):
             _load(tmp_path, **{**config, **wrong})
     with pytest.raises(DataError, match=r"my\.csv.*data\.table"):
@@ -154,6 +190,17 @@ def test_formats(tmp_path, kind):
         separator = {"semicolon": ";", "tab": "\t", "bom": ","}[kind]
         frame.to_csv(tmp_path / name, sep=separator, index=False, encoding="utf-8-sig")
     assert _load(tmp_path, table=name).manifest()["hash"] == expected
+
+
+def test_empty_cells_of_parquet_are_empty_text(tmp_path):
+    _write(tmp_path, [f"{i}.png,a" for i in range(6)])
+    numbers = pd.array([7, None, 7, None, 8, 8], dtype="Int64")
+    frame = pd.DataFrame({"path": [f"{i}.png" for i in range(6)], "label": ["a", None, "b", "a", "b", "b"], "group": numbers})
+    frame.to_parquet(tmp_path / "t.parquet")
+    module = _load(tmp_path, table="t.parquet")
+    found = {s.path: s.group for split in module.samples.values() for s in split}
+    assert found == {"0.png": "7", "2.png": "7", "3.png": None, "4.png": "8", "5.png": "8"}
+    assert "1 row of t.parquet without path or class left out." in module.report
 
 
 def test_missing_files(tmp_path):
@@ -216,8 +263,6 @@ def test_a_large_table_opens_in_seconds(tmp_path):
 
 
 def _coop(root, folder="images"):
-    import json
-
     entries = {"train": [], "val": [], "test": []}
     for split, count in (("train", 6), ("val", 5), ("test", 3)):
         for label, name in ((1, "sea_urchin"), (0, "moon_jelly")):
@@ -267,3 +312,56 @@ def test_coop_splits_that_cannot_be_read(tmp_path):
         load(CoopSplitsConfig(root=str(tmp_path)), 1).setup()
     with pytest.raises(DataError, match=r"Did you mean 'split_zhou_Sea\.json'"):
         load(CoopSplitsConfig(root=str(tmp_path), split_file="split_zhou_See.json"), 1).setup()
+
+
+@pytest.mark.parametrize(
+    ("split", "said"),
+    [
+        ({"train": [["a.png", 0, "cod"], ["b.png", 0, "ray"]]}, "the label 0 stands for 'cod' and 'ray'"),
+        ({"train": [["a.png", 0, "cod"], ["b.png", 1, "cod"]]}, "cod is the name of several labels"),
+        ({"Train": [["a.png", 0, "cod"]]}, "no images under train, val or test; it has Train"),
+        ({}, "no images under train, val or test; it has nothing"),
+    ],
+)
+def test_coop_splits_that_contradict_themselves(tmp_path, split, said):
+    (tmp_path / "split_zhou_Sea.json").write_text(json.dumps(split))
+    with pytest.raises(DataError, match=said):
+        load(CoopSplitsConfig(root=str(tmp_path)), 1).setup()
+
+
+def test_coop_splits_with_images_listed_twice_or_missing(tmp_path):
+    _coop(tmp_path)
+    (tmp_path / "images/sea_urchin/test0.png").unlink()
+    file = tmp_path / "split_zhou_Sea.json"
+    split = json.loads(file.read_text())
+    split["test"].append(split["train"][0])
+    file = file.rename(tmp_path / "my_split.json")
+    file.write_text(json.dumps(split))
+    for given in ("my_split.json", str(file)):
+        module = load(CoopSplitsConfig(root=str(tmp_path), split_file=given, shots="all"), 1)
+        module.setup()
+        assert _sizes(module) == (12, 10, 5)
+        report = " ".join(module.report)
+        assert "1 image listed again in my_split.json, left out: sea_urchin/train0.png." in report
+        assert "1 file missing in" in report and "sea_urchin/test0.png." in report
+    with pytest.raises(DataError, match=r"1 file missing.*data\.strict"):
+        load(CoopSplitsConfig(root=str(tmp_path), split_file=str(file), strict=True), 1).setup()
+
+
+@pytest.mark.parametrize("header", ["path,label,label", "path,label, label", '\ufeffpath,"label",label'])
+def test_two_columns_of_one_name_are_refused(tmp_path, header):
+    _write(tmp_path, [f"{i}.png,{'ab'[i % 2]},x" for i in range(8)], header)
+    with pytest.raises(DataError, match=r"labels\.csv has several columns 'label'; rename or remove all but one"):
+        _load(tmp_path)
+
+
+def test_two_columns_without_a_name_are_nothing(tmp_path):
+    _write(tmp_path, [f"{i}.png,{'ab'[i % 2]},," for i in range(8)], "path,label,,")
+    assert _load(tmp_path).class_names == ["a", "b"]
+
+
+def test_two_columns_of_one_name_in_classnames_are_refused(tmp_path):
+    _write(tmp_path, [f"{i}.png,{'ab'[i % 2]}" for i in range(8)])
+    (tmp_path / "classnames.csv").write_text("folder,name,name\na,x,y\n")
+    with pytest.raises(DataError, match=r"classnames\.csv has several columns 'name'"):
+        _load(tmp_path)
