@@ -10,9 +10,12 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import math
 import re
 import shutil
 import sys
+import types
+import typing
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +40,16 @@ _MUST_AGREE = {
     "context_length": "context length",
     "vocab_size": "vocabulary size",
     "tokenizer": "tokenizer",
+}
+# what must agree as well, but a tower may not have (0 or "")
+_OF_TOWERS = {
+    "image_tower": "image tower",
+    "text_tower": "text tower",
+    "vision_heads": "attention heads of the image tower",
+    "text_heads": "attention heads of the text tower",
+    "image_pool": "pooling of the image tower",
+    "text_pool": "pooling of the text tower",
+    "causal_text": "causal mask of the text tower",
 }
 
 
@@ -132,7 +145,10 @@ def load_info(path: str | Path, version: int | None = None) -> dict[str, Any]:
     """
     file = locate(path, version) / INFO
     try:
-        info = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        info = json.loads(text)
+        if "\\ud" in text.lower():  # halves of characters can be written as escapes alone, and no file takes them
+            json.dumps(info, ensure_ascii=False).encode()
     except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(
             f"{file} cannot be read: {error}. Copy the artefact again from its source."
@@ -205,8 +221,9 @@ def load(
         built.setup(backbone, ClassSet.from_dict(info["classes"]))
     except LimpetError:
         raise
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError, ArithmeticError) as error:
         raise ArtifactError(f"The adapter described in {folder / INFO} cannot be built: {error}") from error
+    _check_kinds(tensors, built, folder)
     try:
         built.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
@@ -224,7 +241,7 @@ def check_backbone(info: Mapping[str, Any], backbone: Any, where: Path | str = "
     """Compare the recorded backbone with `backbone`.
 
     Raises:
-        ArtifactError: If weights, activation, sizes, preprocessing or tokenizer differ.
+        ArtifactError: If weights, what they are run with, preprocessing or tokenizer differ.
     """
     recorded = {
         **info["backbone"]["spec"],
@@ -232,11 +249,17 @@ def check_backbone(info: Mapping[str, Any], backbone: Any, where: Path | str = "
     }
     present = _backbone(backbone)
     now = {**present["spec"], **{k: present[k] for k in ("fingerprint", "tokenizer")}}
-    differing = [
-        f"{words}: {_short(recorded.get(key))} there, {_short(now.get(key))} here"
-        for key, words in _MUST_AGREE.items()
-        if recorded.get(key) != now.get(key)
-    ]
+    keys = [key for key in _MUST_AGREE if recorded.get(key) != now.get(key)]
+    keys += [key for key in _OF_TOWERS if recorded.get(key) != now.get(key) and _known(recorded.get(key)) and _known(now.get(key))]
+    words = {**_MUST_AGREE, **_OF_TOWERS}
+    differing = [f"{words[key]}: {_differing(recorded.get(key), now.get(key))}" for key in keys]
+    if not differing:  # whatever else changes what the same weights compute, where the artefact says it
+        then = info["backbone"].get("settings")
+        differing = [
+            f"{key.partition('.')[2]} of the {key.partition('.')[0]} tower: {_differing(then[key], value)}"
+            for key, value in present["settings"].items()
+            if isinstance(then, dict) and key in then and then[key] != value
+        ]
     if differing:
         raise ArtifactError(
             f"The adapter in {where} was made on another backbone ({_short(recorded.get('name'))}) than this one "
@@ -278,10 +301,36 @@ def build_config(kind: type[Any], values: Mapping[str, Any], where: Path | str) 
             given[name] = tuple(value)
         if isinstance(value, dict) and dataclasses.is_dataclass(default) and not isinstance(default, type):
             given[name] = build_config(type(default), value, where)
+    for name, wanted in _types(kind).items():
+        if name in given and not _fits(given[name], wanted):
+            raise ArtifactError(f"{where} holds a configuration that does not fit the method: {name} cannot be {_short(given[name])}.")
     try:
         return kind(**given)
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"{where} holds a configuration that does not fit the method: {error}") from None
+
+
+def _types(kind: type[Any]) -> dict[str, Any]:
+    """What the fields of a configuration are declared as; nothing where that cannot be known (a method of one's own)."""
+    try:
+        return typing.get_type_hints(kind)
+    except Exception:  # names that only a type checker sees
+        return {}
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    """Whether a value of JSON is what a field is declared as; declarations besides plain values and lists take anything."""
+    kind = typing.get_origin(wanted) or wanted
+    if kind in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in typing.get_args(wanted))
+    if kind in (int, float):
+        whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63  # what a tensor can be multiplied by
+        return whole or (kind is float and isinstance(value, float) and math.isfinite(value))
+    if kind in (str, bool, type(None)):
+        return isinstance(value, kind)
+    if kind is list:
+        return isinstance(value, list) and all(_fits(one, part) for part in typing.get_args(wanted) for one in value)
+    return True
 
 
 def reference(adapter: Adapter) -> str:
@@ -318,6 +367,8 @@ def _describe(adapter: Adapter, tensors: Mapping[str, Any], digest: str) -> dict
 
 def _backbone(backbone: Any) -> dict[str, Any]:
     """What identifies a backbone, as JSON gives it back. The tokenizer is known by what it makes of one sentence."""
+    from .backbone_introspect import settings_of
+
     try:
         ids = backbone.tokenize([_PROBE])
         tokenizer = hashlib.sha256(json.dumps(ids.tolist()).encode()).hexdigest()[:16]
@@ -327,6 +378,7 @@ def _backbone(backbone: Any) -> dict[str, Any]:
         "spec": dataclasses.asdict(backbone.spec),
         "fingerprint": backbone.fingerprint,
         "tokenizer": tokenizer,
+        "settings": settings_of(backbone.model),
     }
     again: dict[str, Any] = json.loads(json.dumps(described))  # tuples become lists, as in the file
     return again
@@ -362,13 +414,29 @@ def _read_tensors(folder: Path, info: Mapping[str, Any]) -> dict[str, Any]:
         tensors: dict[str, Any] = load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(f"{file} is damaged: {error}") from None
-    undefined = [name for name, tensor in tensors.items() if tensor.is_floating_point() and bool(tensor.isnan().any())]
-    if undefined:
+    endless = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not _is_finite(tensor)]
+    if endless:
         raise ArtifactError(
-            f"{file} holds no usable numbers: {', '.join(sorted(undefined))} is NaN, and so would be every answer. Either the "
-            "training diverged (fit again with a lower optim.lr) or the file was changed."
+            f"{file} holds no usable numbers: {', '.join(sorted(endless))} is NaN or infinite, and so would be every answer. "
+            "Either the training diverged (fit again with a lower optim.lr) or the file was changed."
         )
     return tensors
+
+
+def _is_finite(tensor: Any) -> bool:
+    return bool((tensor.float() if tensor.element_size() == 1 else tensor).isfinite().all())  # torch cannot ask it of 8 bits
+
+
+def _check_kinds(tensors: Mapping[str, Any], built: Adapter, folder: Path) -> None:
+    """Refuse whole numbers where fractions are due, and the other way round: copying would round them without a word."""
+    own = built.state_dict()
+    wrong = [name for name in sorted(tensors) if name in own and tensors[name].is_floating_point() != own[name].is_floating_point()]
+    if wrong:
+        found, due = (str(t[wrong[0]].dtype).removeprefix("torch.") for t in (tensors, own))
+        raise ArtifactError(
+            f"The tensors in {folder / TENSORS} do not fit {INFO} beside it: {wrong[0]} is of {found} where {due} is due. "
+            "Copy the artefact again from its source."
+        )
 
 
 def _version(name: str) -> str:
@@ -380,6 +448,19 @@ def _version(name: str) -> str:
 
 def _minor(version: str) -> str:
     return ".".join(version.split(".")[:2])
+
+
+def _known(value: Any) -> bool:
+    """Whether a tower has a number, name or switch: 0 and "" say that it has none, and old artefacts lack some."""
+    return isinstance(value, bool) or value not in (None, "", 0)
+
+
+def _differing(there: Any, here: Any) -> str:
+    """Both values; of two dictionaries only the entries that are not equal, which may be anywhere in them."""
+    if not isinstance(there, dict) or not isinstance(here, dict):
+        return f"{_short(there)} there, {_short(here)} here"
+    keys = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
+    return "; ".join(f"{key} {_short(there.get(key))} there, {_short(here.get(key))} here" for key in keys)
 
 
 def _short(value: Any) -> str:

@@ -89,9 +89,10 @@ class Calibration:
         try:
             curve = tuple(Cut(*(float(v) for v in row)) for row in stored["curve"])
             found = cls(float(stored["temperature"]), int(stored["images"]), int(stored["classes"]), curve)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):  # the last: infinity, or a number with hundreds of digits
             return None
-        return found if found.temperature > 0 and curve else None
+        shares = all(0 <= share <= 1 for cut in curve for share in (cut.threshold, cut.coverage, cut.error))
+        return found if BOUNDS[0] <= found.temperature <= BOUNDS[1] and curve and shares else None
 
 
 def calibrate(logits: Tensor, labels: Tensor) -> Calibration | None:

@@ -69,8 +69,13 @@ def _is_share(depth: Any) -> bool:
     return isinstance(depth, float) and (depth <= 1 or not depth.is_integer())
 
 
+MOST = 10_000  # prompt tokens; no tower reads as many
+
+
 def count_problem(count: int, key: str, least: int = 1) -> str | None:
     """Say why a number of prompt tokens cannot be had, or None."""
+    if count > MOST:
+        return f"{key} is {count}; the most it can be is {MOST}."
     return None if count >= least else f"{key} is {count}; it must be at least {least}."
 
 

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
 from . import artifact, files
 from .callbacks.base_to_new import Spaces, label_spaces, measure
 from .callbacks.cross_dataset import OTHER, measure_targets
@@ -78,6 +80,10 @@ def sections(recipe: Recipe, overrides: Sequence[str]) -> dict[str, Recipe]:
         RunError: something is asked for that is measured on one data set.
     """
     given = [word.partition("=")[0] for word in overrides]
+    named = getattr(recipe.data, "classnames", "")
+    moved = "data.root" in given and "data.classnames" not in given and not getattr(recipe.data, "table", None)
+    if moved and named and not Path(recipe.data.root or "", named).expanduser().is_file():  # it lies in the folder of the fit
+        recipe = replace(recipe, data=replace(recipe.data, classnames=type(recipe.data)().classnames))
     if recipe.stream.by != "tasks" or any(key.partition(".")[0] == "data" for key in given):
         return {"": replace(recipe, stream=replace(recipe.stream, by=None))}
     single = {
@@ -141,9 +147,9 @@ class Part:
         """Print which classes are no candidates, and notes about wordings."""
         other = [name for name in adapter.classes.names if name not in self.classes]
         if other:
-            console.print(f"not among these data, and no candidates here: {', '.join(other)}")
+            console.print(f"not among these data, and no candidates here: {', '.join(other)}", markup=False)
         for note in self.notes:
-            console.print(f"[yellow]note[/yellow] {note}")
+            console.print(f"[yellow]note[/yellow] {escape(note)}")
 
 
 def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -199,17 +205,17 @@ def evaluate_run(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]
     path = run_dir / f"evaluation-{digest}.json"
     files.write_json(path, result)
     for space, values in result["results"].items():
-        console.print(f"{space}: {task_of(adapter).lines(values)}")
+        console.print(f"{escape(space)}: {task_of(adapter).lines(values)}")
     if result["harmonic_mean"] is not None:
         console.print(f"harmonic mean: [bold]{percent(result['harmonic_mean'])} %[/bold]")
     for name, control in more.get("controls", {}).items():
         for space, values in control.items():
-            console.print(f"{space}, {name.replace('_', ' ')} instead: {task_of(adapter).lines(values)}")
+            console.print(f"{escape(space)}, {name.replace('_', ' ')} instead: {task_of(adapter).lines(values)}")
     for key, title in {"task_mean": "mean over tasks", **MEANS}.items():
         if result.get(key) is not None:
             console.print(f"{title}: [bold]{percent(result[key])} %[/bold]")
     for space, reason in spaces.unanswered.items():
-        console.print(f"[yellow]{space}[/yellow]: {reason}")
+        console.print(f"[yellow]{escape(space)}[/yellow]: {escape(reason)}")
     show_more(more, console)
-    console.print(f"written to {path}")
+    console.print(f"written to {path}", markup=False, soft_wrap=True)
     return result

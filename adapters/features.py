@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from .backbone_introspect import settings_of
 from .errors import LimpetError
 from .feature_batches import Batch, FeatureBatches, InOrder, ListBatches, TrainBatches, as_it_is
 from .feature_store import FeatureStore, Rows, cache_dir, cache_size, clear_cache, trim
@@ -29,7 +30,7 @@ from .tokens import image_token_features, token_shape
 __all__ = ["CachedFeatures", "as_read", "cache_dir", "cache_size", "clear_cache", "compute_for"]
 
 _LEAST = 16  # images in a forward pass: products of fewer rows may take another path, and round otherwise
-_FORMAT = 1  # of the cached values; raised whenever the same image would give another feature
+_FORMAT = 2  # of the cached values; raised whenever the same image would give another feature
 
 
 def as_read(adapter: Any, data: Any, augment: Any, seed: int, views: int) -> Any:
@@ -272,10 +273,10 @@ class CachedFeatures:
             space: dict[str, Any] = {
                 "format": _FORMAT,
                 "fingerprint": self.backbone.fingerprint,
-                # what the same weights can be run with; heads are not in their shapes
+                # what the same weights can be run with; heads and epsilons are not in their shapes
                 "model": {
-                    k: getattr(spec, k, None)
-                    for k in ("activation", "precision", "vision_heads", "image_size")
+                    **{k: v for k, v in settings_of(self.backbone.model).items() if k.startswith("image.")},
+                    **{k: getattr(spec, k, None) for k in ("activation", "precision", "image_size")},
                 },
                 "preprocessing": spec.preprocessing,
                 "layer": self.layer if self.block is None else f"{self.layer} of block {self.block}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
@@ -22,7 +23,7 @@ from .errors import LimpetError
 from .pooling import MultiCrop, check_pooling, pooled
 from .progress import Progress
 from .sections import POOLINGS
-from .vector_search import ExactSearch
+from .vector_search import BLOCK, ExactSearch
 from .whitening import unit
 
 if TYPE_CHECKING:
@@ -67,18 +68,7 @@ class ImageIndex:
         if not (folder / INFO).is_file():
             there = "there is no such folder" if not folder.exists() else f"it holds no {INFO}"
             raise LimpetError(f"{folder} is not an index: {there}. Make one with: limpet index FOLDER")
-        try:
-            info = json.loads((folder / INFO).read_text(encoding="utf-8"))
-            paths = json.loads((folder / PATHS).read_text(encoding="utf-8"))
-            vectors = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise LimpetError(f"The index {folder} is damaged: {error}. Make it again with `limpet index`.") from None
-        if not isinstance(info, dict) or not isinstance(info.get("format"), int):
-            raise LimpetError(f"{folder / INFO} is not the description of an index.")
-        if info["format"] > FORMAT:
-            raise LimpetError(f"{folder} has format {info['format']}, and this Limpet reads up to {FORMAT}. Install a newer one.")
-        if vectors.ndim != 2 or vectors.dtype != np.float32 or len(vectors) != len(paths):
-            raise LimpetError(f"The index {folder} is damaged: its vectors and paths do not fit. Make it again with `limpet index`.")
+        info, paths, vectors = _read(folder)
         return cls(folder, info, [str(Path(info["root"], path)) for path in paths], vectors)
 
     @property
@@ -124,6 +114,78 @@ class ImageIndex:
         return vector
 
 
+def _read(folder: Path) -> tuple[dict[str, Any], list[str], NDArray[np.float32]]:
+    """Description, relative paths and vectors of an index, checked.
+
+    Raises:
+        LimpetError: a file is damaged, or a newer Limpet wrote the index.
+    """
+    again = "Make it again with `limpet index`."
+    try:
+        info, paths = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (INFO, PATHS))
+    except RecursionError:
+        raise LimpetError(f"The index {folder} is damaged: {INFO} or {PATHS} is nested too deeply. {again}") from None
+    except (OSError, ValueError) as error:
+        raise LimpetError(f"The index {folder} is damaged: {error}. {again}") from None
+    try:  # not np.load: of a file of another kind it makes an archive or a pickle
+        vectors = np.lib.format.open_memmap(folder / VECTORS, mode="r")
+    except (OSError, ValueError, EOFError, OverflowError) as error:
+        why = str(error).partition("\n")[0].rstrip(".")
+        raise LimpetError(f"The index {folder} is damaged: {VECTORS} cannot be read ({why}). {again}") from None
+    if not isinstance(info, dict) or not isinstance(info.get("format"), int):
+        raise LimpetError(f"{folder / INFO} is not the description of an index. {again}")
+    if info["format"] > FORMAT:
+        raise LimpetError(f"{folder} has format {info['format']}, and this Limpet reads up to {FORMAT}. Install a newer one.")
+    problem = _problem(info, paths, vectors) or _differing(folder, info)
+    if problem:
+        raise LimpetError(f"The index {folder} is damaged: {problem}. {again}")
+    return info, paths, vectors
+
+
+def _problem(info: dict[str, Any], paths: Any, vectors: NDArray[Any]) -> str:
+    """What is wrong with the content of an index, or ""."""
+    if not _is_path(info.get("root")):
+        return f"the folder of its images ('root' in {INFO}) is no path"
+    if info.get("pooling") not in POOLINGS:
+        return f"'pooling' in {INFO} is none of {', '.join(POOLINGS)}"
+    if not isinstance(paths, list) or not all(_is_path(path) for path in paths):
+        return f"{PATHS} is not a list of paths"
+    if vectors.ndim != 2 or vectors.dtype != np.float32 or not vectors.size:
+        return f"{VECTORS} does not hold rows of numbers in float32"
+    if not len(vectors) == len(paths) == info.get("images"):
+        return f"{VECTORS} has {len(vectors)} rows, {PATHS} {len(paths)} paths, and {INFO} says {info.get('images')!r:.40} images"
+    for start in range(0, len(vectors), BLOCK):
+        part = vectors[start : start + BLOCK]
+        wrong = np.flatnonzero(~(np.einsum("nd,nd->n", part, part, dtype=np.float64) <= (1 + _ROUNDING) ** 2))  # NaN, too
+        if len(wrong):
+            return f"row {start + int(wrong[0])} of {VECTORS} is no vector of length 1"
+    return ""
+
+
+def _is_path(value: Any) -> bool:
+    """Whether a value is a text that may stand for a file."""
+    try:
+        return isinstance(value, str) and bool(value) and b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:  # half a pair of surrogates: no name read from disk has one
+        return False
+
+
+def _differing(folder: Path, info: dict[str, Any]) -> str:
+    """What is wrong with files that differ from what was written, or ""; indexes of old have no checksums."""
+    sums = info.get("sha256", {})
+    if not isinstance(sums, dict):
+        return f"'sha256' in {INFO} is not a list of checksums"
+    for name in (PATHS, VECTORS):
+        if name in sums and _checksum(folder / name) != sums[name]:
+            return f"the checksum of {name} is another than {INFO} says"
+    return ""
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def build(
     images: Sequence[str], root: Path, target: Path, classifier: Classifier, pooling: str = "class", source: str = ""
 ) -> tuple[ImageIndex, list[tuple[str, str]]]:
@@ -162,12 +224,13 @@ def build(
             raise LimpetError(f"None of the {len(images)} images in {root} can be read; the first: {': '.join(broken[0])}.")
         np.save(beside / VECTORS, np.concatenate([block for block in blocks if len(block)]), allow_pickle=False)
         base = root.resolve()
+        relative = [os.path.relpath(Path(name).absolute(), base) for name in kept]
+        (beside / PATHS).write_text(json.dumps(relative), encoding="utf-8")  # ASCII: also for names that are no valid text
         info = {
             "format": FORMAT, "limpet": __version__, "root": str(base), "images": len(kept), "pooling": pooling,
             "source": source, "backbone": classifier.backbone.spec.name, "unreadable": [list(pair) for pair in broken],
+            "sha256": {name: _checksum(beside / name) for name in (PATHS, VECTORS)},
         }  # fmt: skip
-        relative = [os.path.relpath(Path(name).absolute(), base) for name in kept]
-        (beside / PATHS).write_text(json.dumps(relative), encoding="utf-8")  # ASCII: also for names that are no valid text
         artifact.save(classifier.adapter, beside, {"recipe": source})
         (beside / INFO).write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
         _swap(beside, target)

@@ -1,4 +1,4 @@
-"""Content keys of images, remembered by path, size and time of change so that unchanged files are read once."""
+"""Content keys of images, remembered by path and stamp (size, times, place on the disk): unchanged files are read once."""
 
 from __future__ import annotations
 
@@ -44,25 +44,27 @@ def image_keys(samples: Sequence[S], compute: Callable[[S], str], kind: str = ""
         kind: Tells apart data modules that would make different keys from the same file.
     """
     keys: list[str | None] = [None] * len(samples)
-    stamps: dict[int, tuple[str, int, int]] = {}
+    stamps: dict[int, tuple[str, int, str]] = {}
     todo: list[int] = []
+    # A file changed a moment ago may change again within one tick of its clock: it is not remembered yet.
+    settled, recent = time.time_ns() - _SETTLED_NS, set[int]()
     for number, sample in enumerate(samples):
         if sample.file is None:
             todo.append(number)
             continue
         try:
             stat = sample.file.stat()
-            stamps[number] = (
-                f"{kind}\0{sample.file.absolute()}\0{sample.path}",
-                stat.st_size,
-                stat.st_mtime_ns,
-            )
         except (OSError, ValueError):
             continue
+        # Unpacking or moving files may keep the time they were written at, but not when and where they came to lie there.
+        when = f"{stat.st_mtime_ns}-{stat.st_ctime_ns}-{stat.st_ino}"
+        stamps[number] = (f"{kind}\0{sample.file.absolute()}\0{sample.path}", stat.st_size, when)
+        if stat.st_mtime_ns >= settled:
+            recent.add(number)
     known = _recall([stamp[0] for stamp in stamps.values()])
-    for number, (name, size, modified) in stamps.items():
+    for number, (name, *stamp) in stamps.items():
         found = known.get(name)
-        if found and found[:2] == (size, modified):
+        if found and list(found[:2]) == stamp:
             keys[number] = found[2]
         else:
             todo.append(number)
@@ -81,10 +83,7 @@ def image_keys(samples: Sequence[S], compute: Callable[[S], str], kind: str = ""
         for part, values in zip(parts, pool.map(lambda part: [key(n) for n in part], parts), strict=True):
             for number, value in zip(part, values, strict=True):
                 keys[number] = value
-    # A file changed a moment ago may change again within one tick of its clock: it is not remembered yet.
-    settled = time.time_ns() - _SETTLED_NS
-    fresh = [(*stamps[n], keys[n]) for n in todo if n in stamps and keys[n] and stamps[n][2] < settled]
-    _remember(fresh)
+    _remember([(*stamps[n], keys[n]) for n in todo if n in stamps and keys[n] and n not in recent])
     return keys
 
 
@@ -93,14 +92,13 @@ def _database() -> Iterator[sqlite3.Connection]:
     folder = cache_dir()
     folder.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(folder / "keys.sqlite", timeout=10)) as connection, connection:
-        connection.execute(
-            "create table if not exists keys (name text primary key, size integer, modified integer, key text)"
-        )
+        # Earlier versions kept a number in the third column, which equals no stamp: their rows are written anew.
+        connection.execute("create table if not exists keys (name text primary key, size integer, modified, key text)")
         yield connection
 
 
-def _recall(names: list[str]) -> dict[str, tuple[int, int, str]]:
-    found: dict[str, tuple[int, int, str]] = {}
+def _recall(names: list[str]) -> dict[str, tuple[int, str, str]]:
+    found: dict[str, tuple[int, str, str]] = {}
     if not names:
         return found
     try:
@@ -118,7 +116,7 @@ def _recall(names: list[str]) -> dict[str, tuple[int, int, str]]:
     return found
 
 
-def _remember(rows: list[tuple[str, int, int, str | None]]) -> None:
+def _remember(rows: list[tuple[str, int, str, str | None]]) -> None:
     if not rows:
         return
     try:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import artifact
 from .calibration import Calibration
-from .errors import LimpetError, exhausted
+from .errors import ArtifactError, LimpetError, exhausted
 from .image_sources import SEVERAL_FRAMES, ZipMember, open_image
 
 if TYPE_CHECKING:
@@ -70,6 +70,21 @@ def load_adapter(path: str | Path, version: int | None, backbone: Any, device: s
     if backbone is not None:
         place = str(backbone.device)
     return artifact.load(path, backbone, version=version, device=place, plugins=plugins).to(place)
+
+
+def finite(scores: Tensor) -> Tensor:
+    """Return scores of images, on the CPU, where all of them are numbers.
+
+    Raises:
+        ArtifactError: some are NaN or infinite, so that they order nothing and are no probabilities.
+    """
+    if not bool(scores.isfinite().all()):
+        raise ArtifactError(
+            "The adapter answers with scores that are NaN or infinite, which say nothing: its tensors or its settings in "
+            f"{artifact.INFO} are damaged, or its training diverged. Copy the artefact again from its source, or fit again with a "
+            "lower optim.lr."
+        )
+    return scores
 
 
 class Classifier:
@@ -142,7 +157,7 @@ class Classifier:
 
     @torch.no_grad()
     def _logits(self, batch: dict[str, Any]) -> Tensor:
-        return self.adapter.logits(batch).double().cpu()
+        return finite(self.adapter.logits(batch).double().cpu())
 
     @torch.no_grad()
     def because(self, images: Tensor, labels: Sequence[int]) -> list[list[tuple[str, float]]]:

@@ -60,6 +60,12 @@ class LearnedContext(Adapter):
             raise RecipeError(f"method.position is '{config.position}'; it must be one of {', '.join(POSITIONS)}.")
         if config.context_length < 1:
             raise RecipeError(f"method.context_length is {config.context_length}; it must be at least 1.")
+        spec = self.backbone.spec
+        if not config.init and config.context_length > spec.context_length:  # before a tensor of that size is asked for
+            raise RecipeError(
+                f"method.context_length is {config.context_length}, and the text tower of {spec.name} reads {spec.context_length} "
+                "tokens in all, the class name among them: lower it."
+            )
         self.context = nn.Parameter(self.initial_context().detach().clone())
 
     def initial_context(self) -> Tensor:

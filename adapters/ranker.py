@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from .errors import LimpetError, exhausted
 from .image_sources import ZipMember, open_image
-from .inference import load_adapter
+from .inference import finite, load_adapter
 
 if TYPE_CHECKING:
     from .ordering_adapter import OrderingAdapter
@@ -113,7 +113,7 @@ class Ranker:
         else:
             batch["image"] = images
         rows = [self.adapter.scores({**batch, "instruction": [text] * count}) for text in instructions]
-        return torch.stack(rows).double().cpu()
+        return finite(torch.stack(rows).double().cpu())
 
     def rank(
         self, images: Iterable[Any], instruction: str | None = None, batch_size: int = 64, threads: int = 4

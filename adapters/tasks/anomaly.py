@@ -221,12 +221,12 @@ def show_results(session: Session, metrics: Mapping[str, Any], run_dir: Path) ->
 
     values = next(iter(metrics["results"].values()))
     about = f"{values['images']} test images, {values['anomalous']} anomalous"
-    console.print(f"{metrics['recipe']}: {metrics['method']} on {metrics['backbone']}, AUROC, {about}")
+    console.print(f"{metrics['recipe']}: {metrics['method']} on {metrics['backbone']}, AUROC, {about}", markup=False)
     table = Table()
     for column, side in (("patch features", "left"), ("image", "right"), ("pixel", "right")):
         table.add_column(column, justify=side)  # type: ignore[arg-type]
     for count, (name, cells) in enumerate(stream_rows(metrics)):
-        table.add_row(name, *(f"[bold]{cell}[/bold]" if count == 0 else cell for cell in cells))
+        table.add_row(escape(name), *(f"[bold]{cell}[/bold]" if count == 0 else cell for cell in cells))
     console.print(table)
     if values["classes"] > 1:
         console.print(f"means over {values['classes']} objects; each in per_class.csv")

@@ -190,11 +190,12 @@ def show_results(session: Session, metrics: Mapping[str, Any], run_dir: Path) ->
 
     from ..show import TITLES, console
 
-    console.print(f"{metrics['recipe']}: {metrics['method']} on {metrics['backbone']}, right box, % of test captions")
+    title = f"{metrics['recipe']}: {metrics['method']} on {metrics['backbone']}, right box, % of test captions"
+    console.print(title, markup=False)
     table = Table()
     table.add_column("how a box is shown", no_wrap=True)
     for space, values in metrics["results"].items():
-        table.add_column(f"{TITLES.get(space, space)} ({values['images']})", justify="right")
+        table.add_column(f"{escape(TITLES.get(space, space))} ({values['images']})", justify="right")
     for number, (name, cells) in enumerate(way_rows(metrics)):
         table.add_row(name, *([f"[bold]{cell}[/bold]" for cell in cells] if number == 0 else cells))
     console.print(table)

@@ -1,6 +1,7 @@
 """`limpet index` and `limpet search` as a user types them."""
 
 import csv
+import io
 import json
 import shutil
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from limpet import ImageIndex, image_index
+from limpet.cli import main
 from limpet.errors import LimpetError
 from PIL import Image
 
@@ -168,3 +170,103 @@ def test_mistakes_are_answered_with_a_sentence(limpet, fish, place):
     (place / "it/index.json").write_text(json.dumps(info))
     (place / "it/vectors.npy").write_bytes(b"x")
     assert "is damaged" in limpet("search", "it", "a fish", code=2)
+
+
+def saved(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def whole(fish, tmp_path_factory):
+    """The folder of an index; treat it as read-only."""
+    folder = tmp_path_factory.mktemp("whole") / "it"
+    assert main(["index", str(fish), "--out", str(folder)]) == 0
+    return folder
+
+
+def damaged(whole, place, name, content, old=False):
+    """A copy of an index with another file in it; `old`: as Limpet wrote it before there were checksums."""
+    folder = place / "it"
+    shutil.copytree(whole, folder)
+    (folder / name).write_bytes(content)
+    if old:
+        info = json.loads((folder / "index.json").read_text())
+        info.pop("sha256", None)
+        (folder / "index.json").write_text(json.dumps(info))
+    return folder
+
+
+def with_row(value):
+    def change(vectors):
+        vectors[3] = value
+        return vectors
+
+    return change
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda v: v * np.float32("nan"), "row 0 of vectors.npy is no vector of length 1"),
+        (lambda v: v * np.float32("inf"), "row 0 of vectors.npy is no vector of length 1"),
+        (with_row(np.nan), "row 3 of vectors.npy is no vector of length 1"),
+        (lambda v: v[:5], "vectors.npy has 5 rows, paths.json 40 paths, and index.json says 40 images"),
+        (lambda v: v.astype(np.float64), "does not hold rows of numbers in float32"),
+        (lambda v: v[:, :0], "damaged: "),
+    ],
+)  # fmt: skip
+def test_damaged_vectors_are_refused(limpet, whole, place, change, said, old):
+    damaged(whole, place, "vectors.npy", saved(change(np.load(whole / "vectors.npy"))), old)
+    assert said in " ".join(limpet("search", "it", "a fish", code=2).split())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("vectors.npy", b"", "vectors.npy cannot be read"),
+        ("vectors.npy", b"PK\3\4", "vectors.npy cannot be read"),
+        ("vectors.npy", b"\x80\x04c__builtin__\nexec\n.", "vectors.npy cannot be read"),
+        ("paths.json", b"null", "paths.json is not a list of paths"),
+        ("paths.json", json.dumps([1] * 40).encode(), "paths.json is not a list of paths"),
+        ("paths.json", json.dumps(["a\0b"] * 40).encode(), "paths.json is not a list of paths"),
+        ("paths.json", json.dumps(["\ud800"] * 40).encode(), "paths.json is not a list of paths"),
+        ("paths.json", b"[" * 100_000, "nested too deeply"),
+        ("paths.json", json.dumps(["other.png"] * 40).encode(), "the checksum of paths.json is another"),
+    ],
+)  # fmt: skip
+def test_damaged_files_of_an_index_are_refused(limpet, whole, place, name, content, said):
+    damaged(whole, place, name, content)
+    answer = " ".join(limpet("search", "it", "a fish", code=2).split())
+    assert (said in answer or said == "vectors.npy cannot be read") and "error: The index it is damaged: " in answer
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [("root", None, "'root' in index.json"), ("root", [], "'root' in index.json"), ("images", 3, "index.json says 3 images"),
+     ("images", None, "index.json says None images"), ("pooling", "x", "'pooling' in index.json is none of"),
+     ("sha256", 3, "'sha256' in index.json")],
+)  # fmt: skip
+def test_a_damaged_description_of_an_index_is_refused(limpet, whole, place, key, value, said):
+    info = {**json.loads((whole / "index.json").read_text()), key: value}
+    damaged(whole, place, "index.json", json.dumps(info).encode())
+    assert said in " ".join(limpet("search", "it", "a fish", code=2).split())
+
+
+def test_turned_vectors_are_noticed_and_an_index_without_checksums_is_read(limpet, whole, place):
+    turned = saved(np.load(whole / "vectors.npy")[::-1])
+    folder = damaged(whole, place, "vectors.npy", turned)
+    assert "the checksum of vectors.npy is another" in " ".join(limpet("search", "it", "a fish", code=2).split())
+    shutil.rmtree(folder)
+    damaged(whole, place, "vectors.npy", turned, old=True)
+    limpet("search", "it", "a fish")
+
+
+def test_an_end_of_file_of_any_command_reads_well(limpet, monkeypatch):
+    def fail(*_):
+        raise EOFError
+
+    monkeypatch.setattr(ImageIndex, "load", fail)
+    assert "error: A file that was read ends too early" in limpet("search", "it", "a fish", code=2)

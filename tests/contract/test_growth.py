@@ -5,6 +5,7 @@ import pytest
 import torch
 from limpet import artifact
 from limpet.errors import LimpetError, NeedsImages
+from limpet.grow import shot_batches
 from limpet.inference import Classifier
 from PIL import Image
 
@@ -138,6 +139,17 @@ def odd_pictures(folder):
     deep = Image.fromarray(np.random.default_rng(0).integers(0, 65535, (30, 40), dtype=np.uint16))
     wide = Image.fromarray(np.random.default_rng(1).integers(0, 255, (4, 700, 3), dtype=np.uint8))
     return [folder / "broken.jpg", wide.resize((1, 1)), wide.convert("L"), wide.convert("RGBA"), deep, wide]
+
+
+def test_many_images_of_a_class_are_encoded_in_parts(fitted):
+    """Seventy images, at most 64 at once: the prototype is that of all of them."""
+    session, _, _ = fitted("nearest_mean")
+    many = pictures(70)
+    batches = shot_batches(session.adapter, session.adapter.classes.extended(["lionfish"]), {"lionfish": many})
+    assert [len(batch["label"]) for batch in batches] == [64, 6]
+    assert len({path for batch in batches for path in batch["path"]}) == 70
+    one = shot_batches(session.adapter, session.adapter.classes.extended(["lionfish"]), {"lionfish": many}, batch_size=70)
+    same(torch.cat([batch["feature"] for batch in batches]), one[0]["feature"])
 
 
 def test_odd_names_and_pictures_are_taken(fitted, method, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from limpet.cli import main
 from limpet.errors import LimpetError
 from limpet.inference import Classifier
 from safetensors.torch import load_file, save_file
@@ -128,6 +129,91 @@ def test_a_mutated_artefact_answers_as_before_or_is_refused(change, original, ti
     assert answer.label in [str(name) for name in names] and 0 <= answer.probability <= 1
     if not matters:
         assert (answer.label, answer.probability) == (before.label, before.probability)
+
+
+@pytest.fixture(scope="session")
+def of_tip_adapter(draw, tmp_path_factory):
+    """The artefact of a run of Tip-Adapter; treat it as read-only."""
+    place = tmp_path_factory.mktemp("tip_adapter")
+    fish = draw(place / "fish", species=3, images=6)
+    assert main([
+        "fit", "fish", f"data.root={fish}", f"run.dir={place / 'runs'}", "backbone=limpet-tiny", "data.shots=2", "protocol=all",
+        "method=tip_adapter", "data.augment=none", "trainer.accelerator=cpu",
+    ]) == 0  # fmt: skip
+    return next(place.glob("runs/*/*/adapter/v1"))
+
+
+def damaged(folder, place, change=None, tensors=None):
+    """A copy of an artefact with a changed description or tensors, and an honest checksum."""
+    fresh = place / "v1"
+    shutil.copytree(folder, fresh)
+    described = json.loads((fresh / "adapter.json").read_text())
+    if change is not None:
+        change(described)
+    if tensors is not None:
+        state = load_file(fresh / "adapter.safetensors")
+        tensors(state)
+        save_file(state, fresh / "adapter.safetensors")
+        described["tensors"]["sha256"] = hashlib.sha256((fresh / "adapter.safetensors").read_bytes()).hexdigest()
+    (fresh / "adapter.json").write_text(json.dumps(described))
+    return fresh
+
+
+def first(name, value):
+    """A change of tensors: one number of one of them."""
+    return lambda state: state[name].view(-1)[:1].fill_(value)
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan"), 1e38])
+@pytest.mark.parametrize("name", ["context", "alpha", "beta", "keys"])
+def test_tensors_that_are_no_numbers_give_no_answers(name, value, original, of_tip_adapter, tiny, tmp_path):
+    """Also those that are numbers, but so large that no score is one any more."""
+    folder = original[0] if name == "context" else of_tip_adapter
+    fresh = damaged(folder, tmp_path, tensors=first(name, value))
+    try:
+        answer = next(iter(Classifier.load(fresh, backbone=tiny).predict([original[2]])))
+    except LimpetError as error:
+        assert "NaN" in str(error) and ("adapter.safetensors" in str(error) or "scores" in str(error))
+    else:
+        assert abs(value) == 1e38 and 0 <= answer.probability <= 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e308, "x", [], {}, 10**30, 10**400, True])
+def test_a_scale_that_is_none_is_refused(value, of_tip_adapter, tiny, tmp_path, original):
+    fresh = damaged(of_tip_adapter, tmp_path, lambda info: info["method"]["config"].update(logit_scale=value))
+    with pytest.raises(LimpetError, match="logit_scale cannot be|NaN or infinite"):
+        next(iter(Classifier.load(fresh, backbone=tiny).predict([original[2]])))
+
+
+@pytest.mark.parametrize("name", ["context", "keys", "owner"])
+def test_whole_numbers_and_fractions_are_not_mixed_up(name, original, of_tip_adapter, tiny, tmp_path):
+    def change(state):
+        state[name] = state[name].to(torch.float32 if name == "owner" else torch.int64)
+
+    fresh = damaged(original[0] if name == "context" else of_tip_adapter, tmp_path, tensors=change)
+    with pytest.raises(LimpetError, match=f"{name} is of (int64|float32) where"):
+        Classifier.load(fresh, backbone=tiny)
+
+
+@pytest.mark.parametrize(("key", "value"), [("images", float("inf")), ("classes", float("inf")), ("classes", float("nan")),
+                                            ("temperature", 10**400), ("temperature", 1e-320), ("temperature", float("nan")),
+                                            ("curve", [[float("nan"), 0, 0]])])  # fmt: skip
+def test_a_calibration_that_is_none_is_left_out(key, value, original, tiny, tmp_path):
+    """As where an adapter has none; the answers themselves do not rest on it."""
+    folder, _, image, before = original
+    fresh = damaged(folder, tmp_path, lambda info: info["info"]["calibration"].update({key: value}))
+    answer = next(iter(Classifier.load(fresh, backbone=tiny).predict([image])))
+    assert before.calibrated is not None and answer.calibrated is None
+    assert (answer.label, answer.probability) == (before.label, before.probability)
+
+
+def test_half_a_character_is_no_text(original, ask, tmp_path):
+    """JSON can write one, and no table takes it."""
+    def change(info):
+        info["classes"]["texts"][info["classes"]["names"][0]] = ["\ud800"]
+
+    answer = ask("predict", damaged(original[0], tmp_path, change), original[2], "--out", tmp_path / "p.csv")
+    assert answer.code == 2 and "adapter.json cannot be read" in answer.sentence
 
 
 def test_without_an_honest_checksum_no_tensor_is_read(original, ask, tmp_path):

@@ -169,8 +169,32 @@ def test_a_defect_changes_the_image_inside_its_mask_alone():
     changed = (np.asarray(found) != np.asarray(scene.image)).any(-1)
     near = np.asarray(Image.fromarray(mask).convert("L").resize((64, 64), Image.Resampling.BOX).resize((128, 128))) > 0
     assert changed[mask].mean() > 0.9 and not changed[~near].any()
-    with pytest.raises(DataError, match="data.defect"):
-        load_data(ReefDefectsConfig(defect="hole"), seed=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"defect": "scrach"}, "data.defect is 'scrach'.*Did you mean 'scratch'"),
+        ({"size": 32}, "data.size is 32; drawn fish are 64 to 224"),
+        ({"species": 99}, "data.species is 99; choose 1 to"),
+        ({"val": -1}, "data.train, data.val and data.test count images"),
+    ],
+)
+def test_defects_that_cannot_be_drawn_are_refused(settings, said):
+    with pytest.raises(DataError, match=said):
+        load_data(ReefDefectsConfig(**settings), seed=1)
+
+
+def test_the_key_of_a_drawing_follows_what_is_drawn():
+    def keys(**settings):
+        data = load_data(ReefDefectsConfig(**{"species": 2, "train": 2, "test": 4, "shots": "all", **settings}), seed=1)
+        data.setup()
+        return {sample.path: data.content_key(sample) for samples in data.samples.values() for sample in samples}
+
+    first = keys()
+    assert len(set(first.values())) == len(first) > 8 and keys(species=3).items() >= first.items()
+    for settings in ({"size": 96}, {"drawing_seed": 2}, {"defect": "scratch"}):
+        assert not set(keys(**settings).values()) & set(first.values())
 
 
 @pytest.fixture(scope="module")

@@ -126,6 +126,25 @@ def test_other_backbone_preprocessing_or_seed_are_other_spaces(root, tiny):
     assert torch.equal(make(root, tiny, augment, views=3).views("train")[:2], one)
 
 
+@pytest.mark.parametrize(
+    "vision", [{"norm_kwargs": {"eps": 0.1}}, {"pool_type": "avg"}, {"head_width": 8}, {"act_kwargs": {"approximate": "tanh"}}]
+)
+def test_the_same_weights_run_as_another_network_are_another_space(vision, root):
+    from limpet.backbone import FrozenClip
+    from open_clip.model import CLIP
+
+    def clip(**vision):
+        torch.manual_seed(0)
+        vision = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16, **vision}
+        return FrozenClip.from_model(CLIP(16, vision, {"width": 16, "heads": 2, "layers": 1}))
+
+    one, other, counter = clip(), clip(**vision), []
+    assert one.fingerprint == other.fingerprint
+    before = make(root, one).features("test")
+    assert not torch.equal(make(root, other, counter=counter).features("test"), before)
+    assert sum(counter) == 9
+
+
 def test_views_match_the_data_modules_own_views(root, tiny):
     augment = AugmentConfig(preset="natural")
     data = make(root, tiny, augment, views=2)
@@ -383,6 +402,48 @@ def test_damaged_list_of_known_images_is_started_anew(root, tiny, cache):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make(root, tiny).features("test")
+
+
+def test_folders_of_equal_sizes_and_times_that_change_places_are_read_again(tmp_path, cache):
+    import os
+    from types import SimpleNamespace
+
+    from limpet.image_keys import image_keys
+
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.bmp").write_text(name)
+        os.utime(tmp_path / name / "a.bmp", (10**9, 10**9))
+
+    def keys():
+        return image_keys([SimpleNamespace(path="a.bmp", file=tmp_path / "old" / "a.bmp")], lambda sample: sample.file.read_text())
+
+    assert keys() == ["old"]
+    for old, new in (("old", "aside"), ("new", "old")):
+        (tmp_path / old).rename(tmp_path / new)
+    assert keys() == ["new"]
+
+
+def test_a_list_of_known_images_of_an_earlier_version_is_written_anew(tmp_path, cache):
+    import os
+    import sqlite3
+    from contextlib import closing
+    from types import SimpleNamespace
+
+    from limpet.image_keys import image_keys
+
+    file = tmp_path / "a.bmp"
+    file.write_text("new")
+    os.utime(file, (10**9, 10**9))
+    cache.mkdir(exist_ok=True)
+    with closing(sqlite3.connect(cache / "keys.sqlite")) as connection, connection:
+        connection.execute("create table keys (name text primary key, size integer, modified integer, key text)")
+        connection.execute("insert into keys values (?, 3, ?, 'old')", (f"\0{file}\0a.bmp", 10**18))
+    read = []
+    for _ in range(2):
+        sample = SimpleNamespace(path="a.bmp", file=file)
+        assert image_keys([sample], lambda s: read.append(s) or s.file.read_text()) == ["new"]
+    assert len(read) == 1
 
 
 def test_known_images_are_not_read_again(root, tiny, monkeypatch):

@@ -40,8 +40,10 @@ def test_equals_scikit_learn(tiny, counts, C):
     assert adapter.selected == {"C": C}
 
 
-def test_c_is_chosen_by_the_sweep_and_the_bisections(tiny):
-    train, val = blobs(tiny, [6, 6, 6], spread=6.0), blobs(tiny, [8, 8, 8], seed=1, spread=6.0)
+@pytest.mark.parametrize(("spread", "scale"), [(6.0, 1.0), (2.5, 1e-3)])  # of small features large C do better
+def test_c_is_chosen_by_the_sweep_and_the_bisections(tiny, spread, scale):
+    train, val = blobs(tiny, [6, 6, 6], spread=spread), blobs(tiny, [8, 8, 8], seed=1, spread=spread)
+    train["feature"], val["feature"] = train["feature"] * scale, val["feature"] * scale
     adapter = build(tiny, 3)
     adapter.fit_closed_form([train])
     adapter.select([val])
@@ -59,6 +61,19 @@ def test_c_is_chosen_by_the_sweep_and_the_bisections(tiny):
         else:
             right, best = (left + right) / 2, left
     assert adapter.selected["C"] == pytest.approx(10**best)
+
+
+def test_a_refit_reads_training_and_validation_images(tiny):
+    train, val = blobs(tiny, [6, 6, 6]), blobs(tiny, [8, 8, 8], seed=1)
+    adapter = build(tiny, 3, refit=True)
+    adapter.fit_closed_form([train])
+    adapter.select([val])
+    both = {key: torch.cat([train[key], val[key]]) for key in train}
+    expected = build(tiny, 3, C=adapter.selected["C"])
+    expected.fit_closed_form([both])
+    expected.select([])
+    torch.testing.assert_close(adapter.weight, expected.weight)
+    torch.testing.assert_close(adapter.bias, expected.bias)
 
 
 def test_without_validation_images_it_says_what_it_took(tiny):
