@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
+
 from . import compare, files, runner, runs
 from .errors import RunError
 from .ranks import job
@@ -73,7 +75,7 @@ def run_cells(recipes: Sequence[Recipe], folder: Path) -> dict[str, str]:
         for number, recipe in enumerate(recipes, 1):
             name = cell_name(recipe)
             cell = folder / name
-            head = f"[bold]cell {number} of {len(recipes)}[/bold] {name}"
+            head = f"[bold]cell {number} of {len(recipes)}[/bold] {escape(name)}"
             if (cell / "metrics.json").exists():
                 console.print(f"{head}: already finished")
                 continue
@@ -87,8 +89,10 @@ def run_cells(recipes: Sequence[Recipe], folder: Path) -> dict[str, str]:
                 else:
                     runner.fit(recipe, cell)
             except user_errors as error:
+                if runs.is_finished(cell):  # by another process, meanwhile
+                    continue
                 failed[name] = str(error)
-                console.print(f"[red]this cell cannot run:[/red] {error}")
+                console.print(f"[red]this cell cannot run:[/red] {escape(str(error))}")
     return failed
 
 
@@ -109,7 +113,7 @@ def fit_grid(recipes: Sequence[Recipe]) -> Path:
     finished = [folder / cell_name(r) for r in recipes if (folder / cell_name(r) / "metrics.json").exists()]
     if finished:
         compare.print_table(finished)
-    console.print(f"grid folder: [bold]{folder}[/bold]")
+    console.print(f"grid folder: [bold]{escape(str(folder))}[/bold]")
     if failed:
         first = next(iter(failed))
         raise RunError(f"{len(failed)} of {len(recipes)} cells could not run; the first, {first}: {failed[first]}")

@@ -56,7 +56,7 @@ def show_plan(recipes: Sequence[Recipe]) -> None:
     folder = grid_dir(recipes)
     done = sum((folder / cell_name(r) / "metrics.json").exists() for r in recipes)
     varied = {key: list(dict.fromkeys(str(r.cell[key]) for r in recipes)) for key in recipes[0].cell}
-    console.print(f"[bold]{recipes[0].name}[/bold]: {len(recipes)} cells, {done} of them finished, in {folder}")
+    console.print(f"[bold]{escape(recipes[0].name)}[/bold]: {len(recipes)} cells, {done} of them finished, in {escape(str(folder))}")
     for key, values in varied.items():
         console.print(f"  {key}: {', '.join(values)}  ({len(values)})", markup=False)
     with importlib.import_module(".datamodules.sharing", __package__).sharing():

@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import Logger
 from . import plugins
 from .errors import RecipeError
 from .files import remove
+from .nodes import flat
 from .ranks import rank
 from .recipe import Recipe
 
@@ -100,13 +101,36 @@ class RunLog(Logger):
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's log/metrics.csv; none where there is no such file, or it is damaged."""
+    """The rows of a run's log/metrics.csv that can be read; none where there is no such file. A warning says what cannot."""
     path = folder / FOLDER / METRICS
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [{k: v for k, v in row.items() if k and v not in (None, "")} for row in csv.DictReader(file)]
-    except (OSError, ValueError, csv.Error):
+    if not path.is_file():
         return []
+    rows: list[dict[str, Any]] = []
+    lost = 0
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            table = csv.DictReader(file)
+            lost += "step" not in (table.fieldnames or ())
+            for row in table:
+                values = {key: value for key, value in row.items() if value not in (None, "")}
+                if "step" in values and all(key and _is_number(value) for key, value in values.items()):
+                    rows.append(values)
+                else:
+                    lost += 1
+    except (OSError, ValueError, csv.Error):
+        lost += 1
+    if lost:
+        text = f"{path} is damaged: {len(rows)} of its rows are kept, and what else is in it is left out."
+        warnings.warn(text, UserWarning, stacklevel=2)
+    return rows
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def named(recipe: Recipe) -> list[tuple[type[Logger], dict[str, Any]]]:
@@ -138,7 +162,8 @@ def open_loggers(recipe: Recipe, run_dir: Path) -> list[Logger]:
         try:
             logger = kind(**arguments)
             if rank() == 0:
-                logger.log_hyperparams(_flat(yaml.safe_load(recipe.to_yaml())))
+                settings = flat(yaml.safe_load(recipe.to_yaml()))
+                logger.log_hyperparams({k: v if isinstance(v, str | int | float | bool) else str(v) for k, v in settings.items()})
         except ModuleNotFoundError as error:
             raise RecipeError(f"trainer.loggers names {kind.__name__}, which needs more: {_line(error)}.") from None
         except Exception as error:  # loggers are other people's code and talk to services
@@ -182,18 +207,6 @@ def _find(path: str, written: str) -> type[Logger]:
         raise RecipeError(f"trainer.loggers names {written}, which {what}. Write its dotted path, as in "
                           "lightning.pytorch.loggers.TensorBoardLogger.")  # fmt: skip
     return found
-
-
-def _flat(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested sections as dotted keys, so that every logger shows them."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        dotted = f"{path}.{key}" if path else str(key)
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, dotted)
-        else:
-            flat[dotted] = value if isinstance(value, str | int | float | bool) else str(value)
-    return flat
 
 
 def _line(error: BaseException) -> str:

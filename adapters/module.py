@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .adapter import Adapter, Batch
 from .errors import LimpetError, RunError
-from .optim import build_optimiser, build_schedule
+from .optim import build_optimiser, build_schedule, unreached
 from .recipe import OptimConfig
 
 if TYPE_CHECKING:
@@ -127,5 +127,6 @@ class AdaptationModule(lightning.LightningModule):
         optimiser = build_optimiser(self.adapter.learnable(), self.optim, names)
         by_step, epochs = self.optim.interval == "step", self._epochs()
         total = int(self.trainer.estimated_stepping_batches) if by_step else epochs
-        schedule = build_schedule(optimiser, self.optim, total)
+        schedule, short = build_schedule(optimiser, self.optim, total), unreached(self.optim, total)
+        self.adapter.notes += [short] if short and short not in self.adapter.notes else []
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step" if by_step else "epoch"}}

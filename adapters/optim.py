@@ -78,3 +78,16 @@ def build_optimiser(
 def build_schedule(optimiser: Optimizer, config: OptimConfig, total: int) -> LambdaLR:
     """Schedule of `optimiser` over `total` epochs or steps, to be stepped once per `config.interval`."""
     return LambdaLR(optimiser, lambda time: learning_rate(config, time, total) / config.lr)
+
+
+def unreached(config: OptimConfig, total: int) -> str:
+    """What of the schedule lies behind the `total` epochs or steps of training, as a sentence, or ""."""
+    units = "steps" if config.interval == "step" else "epochs"
+    if config.restart >= total > 0:
+        return f"Training ended after {total} {units}, before the schedule began anew (optim.restart={config.restart})."
+    if config.warmup >= total > 0 and learning_rate(config, total - 1, total) < config.lr:
+        return (
+            f"Training ended after {total} {units}, all of them warm-up (optim.warmup={config.warmup}): the learning rate never "
+            f"reached optim.lr={config.lr:g}."
+        )
+    return ""

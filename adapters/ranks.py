@@ -7,8 +7,10 @@ outside, by SLURM (`srun limpet fit ...`) or torchrun; they find the run folder 
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,28 @@ def leave_group() -> None:
         torch.distributed.destroy_process_group()
     while _waiting:
         _waiting.pop().unlink(missing_ok=True)
+
+
+def lost_process(trainer: lightning.Trainer, error: RuntimeError) -> str:
+    """The beginning of a sentence about the process that took the others' training with it; empty where none did.
+
+    Args:
+        trainer: what trained.
+        error: what it ended with.
+    """
+    if trainer.world_size < 2:
+        return ""
+    started: list[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
+    for number, process in enumerate(started, 2):
+        with suppress(subprocess.TimeoutExpired):  # its end is noticed by its connection first
+            code = process.wait(2)
+            if code:
+                for other in started:
+                    other.kill()
+                started.clear()  # Lightning, which watches over them, would kill this one before it could say so
+                how = f"was killed (signal {-code})" if code < 0 else f"ended with code {code} (its own words are above)"
+                return f"Process {number} of {trainer.world_size} {how}"
+    return "Another process ended" if isinstance(error, torch.distributed.DistError) or "gloo" in str(error) else ""
 
 
 class LateLoader(lightning.LightningDataModule):

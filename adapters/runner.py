@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import logging
 import shutil
 import time
@@ -17,7 +16,7 @@ import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from . import __version__, artifact, files, more_measures, show
+from . import __version__, artifact, files, more_measures, run_record, show
 from .callbacks.base_to_new import Spaces, label_spaces, measure
 from .callbacks.checkpoint import KeepBest, ResumeCheckpoint, usable
 from .callbacks.cross_dataset import OTHER, Target, measure_targets
@@ -30,9 +29,10 @@ from .images_with_features import ImagesWithFeatures
 from .interpolation import post_step
 from .loggers import log_results, named, open_loggers
 from .module import AdaptationModule
-from .ranks import LateLoader, leave_group, rank, ready_to_train, shared_run_dir
+from .ranks import LateLoader, leave_group, lost_process, rank, ready_to_train, shared_run_dir
 from .recipe import CELL, Recipe
-from .runs import new_run_dir
+from .run_lock import held
+from .runs import current, is_finished, new_run_dir, short
 from .seen import data_name
 from .session import Session, prepare, seed_everything, training_precision
 from .tasks import task_of
@@ -74,8 +74,12 @@ def fit(recipe: Recipe, run_dir: Path | None = None) -> Path:
     run_dir = shared_run_dir(lambda: given or new_run_dir(name, Path(recipe.run.dir)), Path(recipe.run.dir).expanduser() / name)
     if rank() == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
-        write_recipe(recipe, run_dir)
-    return execute(session, run_dir)
+    with held(run_dir):
+        if rank() == 0 and is_finished(run_dir):  # a grid's cell, by another process meanwhile
+            return run_dir
+        if rank() == 0:
+            write_recipe(recipe, run_dir)
+        return execute(session, run_dir)
 
 
 def write_recipe(recipe: Recipe, run_dir: Path) -> None:
@@ -86,35 +90,43 @@ def write_recipe(recipe: Recipe, run_dir: Path) -> None:
 
 
 def resume(run_dir: Path) -> Path:
-    """Continue an interrupted run where its last epoch ended; a finished one is left as it is."""
-    if (run_dir / "metrics.json").exists():
-        raise RunError(f"The run {run_dir} is finished: there is nothing to resume. `limpet evaluate` measures it again.")
-    session = prepare(Recipe.from_run(run_dir))
-    recorded = run_dir / "split.json"
-    if recorded.exists():
-        before, now = _split_hash(recorded), manifest_of(session)["hash"]
+    """Continue an interrupted run where its last epoch ended; a finished one is left as it is.
+
+    Raises:
+        RunError: it is finished, or another process works on it.
+    """
+    with held(run_dir):
+        return _resume(run_dir)
+
+
+def _resume(run_dir: Path) -> Path:
+    refuse_finished(run_dir)
+    recipe = Recipe.from_run(run_dir)
+    record = run_record.read(run_dir) if rank() == 0 else None
+    if record is not None:
+        run_record.check_settings(record, recipe, run_dir)
+    session = prepare(recipe)
+    if record is not None:
+        before, now = record["hash"], manifest_of(session)["hash"]
         if before != now:
             raise RunError(
                 f"The data changed since {run_dir} was started (split {before[:12]} then, {now[:12]} now): "
                 "resuming would mix two experiments. Start a new run with `limpet fit`."
             )
+        run_record.check_images(record, session, run_dir)
     if rank() > 0 and not learns_by_gradient(session):
         return run_dir
     return execute(session, shared_run_dir(lambda: run_dir, run_dir.parent))
 
 
-def _split_hash(path: Path) -> str:
-    """The hash of the images that a run was started with."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))["hash"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        found = None
-    if not isinstance(found, str):
-        raise RunError(
-            f"{path} is damaged: it does not say which images the run was started with, so that resuming might mix two "
-            "experiments. Start a new run with `limpet fit`."
-        )
-    return found
+def refuse_finished(run_dir: Path) -> None:
+    """Leave the adapter of a finished run alone.
+
+    Raises:
+        RunError: the run is finished.
+    """
+    if is_finished(run_dir):
+        raise RunError(f"The run {run_dir} is finished: there is nothing to resume. `limpet evaluate` measures it again.")
 
 
 def execute(session: Session, run_dir: Path) -> Path:
@@ -130,7 +142,8 @@ def execute(session: Session, run_dir: Path) -> Path:
     if rank() > 0:  # a further device: it only helps to train
         train(session, with_features(session), run_dir)
         return run_dir
-    files.write_json(run_dir / "split.json", manifest)
+    refuse_finished(run_dir)  # once more: where there are no locks, another process may have finished it since
+    run_record.write(manifest, session, run_dir)
     shutil.rmtree(run_dir / "adapter", ignore_errors=True)  # of an interrupted run
     files.clear(run_dir)
     show.plan(session, manifest)
@@ -329,7 +342,14 @@ def gradient_training(
         if rank() == 0 and trainer.world_size > 1:
             compute_for(loader.make(), recipe.trainer.epochs)  # cached before other processes ask for it
         ready_to_train()
-        trainer.fit(module, loader, ckpt_path=usable(run_dir / CHECKPOINT, module))
+        try:
+            trainer.fit(module, loader, ckpt_path=usable(run_dir / CHECKPOINT, module))
+        except RuntimeError as error:
+            lost = lost_process(trainer, error)
+            if not lost:
+                raise
+            run = short(current() or run_dir)
+            raise RunError(f"{lost} while the run trained on several devices. Continue with: limpet resume {run}") from error
     leave_group()
     if trainer.interrupted:
         raise KeyboardInterrupt
@@ -383,8 +403,8 @@ def metrics_of(session: Session, data: Any, manifest: dict[str, Any], spaces: Sp
         "results": spaces.results(),
         "zero_shot": zero_shot.results(),
         "zero_shot_columns": adapter.zero_shot_columns(adapter.config, session.backbone.spec),
-        "unreadable": sorted(data.unreadable),
-        "notes": notes,
+        "unreadable": [files.printable(line) for line in sorted(data.unreadable)],
+        "notes": [files.printable(note) for note in notes],
     }
     if recipe.protocol == "base_to_new":
         metrics["harmonic_mean"] = spaces.harmonic_mean()

@@ -132,10 +132,10 @@ def prepare(recipe: Recipe) -> Session:
     training = classes.base() if recipe.protocol == "base_to_new" else classes
     plan = None
     if is_continual(recipe):
+        check_method(method, config, spec)
         plan = make_plan(recipe, data, classes, known_classes(start))
         data = plan.stream.sessions[0].data if recipe.stream.by == "tasks" else data
         classes, training = plan.seen(len(plan) - 1), plan.own(0)
-        check_method(method, config, spec)
         for part in plan.stream.sessions:
             check_samples(method, config, spec, part.data, plan.union)
     else:

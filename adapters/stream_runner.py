@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import artifact, continual_report, files, runner, show, stream_calibration, stream_show
+from . import artifact, continual_report, files, run_record, runner, show, stream_calibration, stream_show
 from .callbacks.base_to_new import Spaces
 from .callbacks.continual import retention, summary
 from .callbacks.continual import seen as seen_accuracies
@@ -41,7 +41,8 @@ def execute(session: Session, run_dir: Path) -> Path:
     started = time.monotonic()
     env = environment()
     manifest = runner.manifest_of(session)
-    files.write_json(run_dir / "split.json", manifest)
+    runner.refuse_finished(run_dir)  # once more, as in a run without sessions
+    run_record.write(manifest, session, run_dir)
     show.plan(session, manifest)
     work = StreamRun(session, run_dir)
     work.restore()

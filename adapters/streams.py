@@ -178,7 +178,9 @@ def check_method(method: type[Adapter], config: Any, spec: BackboneSpec) -> None
         RecipeError: says what can.
     """
     if method.task != "classification":
-        raise RecipeError(f"A stream brings classes, and '{method.variant(config)}' orders images: use a method that classifies.")
+        raise RecipeError(
+            f"A stream brings classes, and '{method.variant(config)}' is a method of {method.task}: use one that classifies."
+        )
     if method.trainable(config, spec) and method.new_class(config, spec) == "images":
         raise RecipeError(
             f"'{method.variant(config)}' with these settings has tensors for each class that cannot grow, so that it cannot "

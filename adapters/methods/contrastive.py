@@ -93,6 +93,8 @@ class Contrastive(TowerAdapter):
             )
         if config.patch_choice not in ("random", "contrast"):
             return f"method.patch_choice is '{config.patch_choice}'; it is random or contrast."
+        if config.patch_choice == "contrast" and not config.patch_dropout:
+            return "method.patch_choice=contrast chooses which patches are left out, and method.patch_dropout=0 leaves none out."
         begins = _beginning_problem(config, spec, cls.towers(config))
         if begins:
             return begins

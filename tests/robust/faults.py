@@ -4,6 +4,7 @@ A change is a file opened for writing, renamed or removed, or a folder made. Fau
 
     kill       SIGKILL just before that change
     torn       SIGKILL in the middle of writing the file that is about to be renamed (or before a change of another kind)
+    pause      SIGSTOP just before that change
     full       from then on nothing can be written there: no space left
     readonly   the same, but the file system is read-only
     wipe       the folder is emptied
@@ -66,6 +67,8 @@ class Fault:
                 os.truncate(path, Path(path).stat().st_size // 2)
             print(f"\n{event.removeprefix('os.')} {Path(path).name}", flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.kind == "pause" and self.seen == self.at:
+            os.kill(os.getpid(), signal.SIGSTOP)
         if self.kind in ("full", "readonly") and self.seen >= self.at and event in ("open", "os.mkdir"):
             number = errno.ENOSPC if self.kind == "full" else errno.EROFS
             raise OSError(number, os.strerror(number), path)

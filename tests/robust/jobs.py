@@ -5,8 +5,10 @@ import multiprocessing
 import os
 import signal
 import sqlite3
+import time
 import zlib
 from contextlib import closing, suppress
+from pathlib import Path
 
 import faults
 import numpy as np
@@ -59,6 +61,20 @@ class Command:
         """SIGKILL, from outside, to it and its own processes."""
         with suppress(ProcessLookupError):  # it ended meanwhile
             os.killpg(self.process.pid, signal.SIGKILL)
+
+    def paused(self, seconds=120):
+        """Wait until it has stopped itself (the fault "pause"), or ended; whether it has stopped."""
+        stat, until = Path(f"/proc/{self.process.pid}/stat"), time.monotonic() + seconds
+        while self.code is None and time.monotonic() < until:
+            with suppress(OSError):  # it is gone
+                if stat.read_text().rpartition(")")[2].split()[0] == "T":
+                    return True
+            time.sleep(0.02)
+        return False
+
+    def go_on(self):
+        """Let it go on after a pause."""
+        os.kill(self.process.pid, signal.SIGCONT)
 
     def wait(self, seconds=None):
         """Wait until it ends, or so long; returns itself."""
@@ -123,14 +139,17 @@ def again(place, words, **fault):
 
 
 def results(place):
-    """Every file of the runs in a place but env.json, which has the times: path -> content."""
+    """Every file of the runs in a place: path -> content.
+
+    Without env.json, which has the times, and without the .lock of a process that was killed, which locks nothing any more.
+    """
     folders = sorted(place.glob("runs/*/[0-9]*"))
     begun = [folder for folder in folders if (folder / "recipe.yaml").exists()]  # the user had to start anew without it
     names = {folder: f"run {number}" for number, folder in enumerate(begun)}
     found = {}
     for path in place.glob("runs/**/*"):
         run = next((folder for folder in folders if folder in path.parents), None)
-        if path.is_file() and path.name != "env.json" and (run is None or run in names):
+        if path.is_file() and path.name not in ("env.json", ".lock") and (run is None or run in names):
             found[f"{names[run]} {path.relative_to(run)}" if run else str(path.relative_to(place))] = path.read_bytes()
     return found
 

@@ -1,7 +1,11 @@
 """Without sockets, with workers started afresh (as on Windows and macOS), and with warnings as errors."""
 
 import json
+import os
 import pickle
+import shlex
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -31,7 +35,8 @@ NO_SOCKETS = """
 import os, sys
 def refuse(event, arguments):
     if event.startswith("socket.") and event != "socket.gethostname":  # its own name a machine knows
-        os.write(2, f"{event} was tried{chr(10)}".encode())
+        if event != "socket.__new__":  # libraries look whether there is IPv6
+            os.write(2, f"{event} was tried{chr(10)}".encode())
         raise OSError("this machine has no sockets")
 sys.addaudithook(refuse)
 """
@@ -52,6 +57,25 @@ def test_quickstart_needs_no_socket(separately, tmp_path, fish):
     assert "was tried" not in done.stderr, done.stderr
     run = tmp_path / "runs" / "quickstart" / "001"
     assert (run / "metrics.json").exists() and any((run / "exports" / "weights").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [{"PYTHONIOENCODING": "latin-1"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}], ids=["latin", "C"]
+)
+def test_a_terminal_without_some_letters_shows_the_others(words, tmp_path):
+    env = {**os.environ, **words, "LIMPET_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "limpet", "fit", "quickstart", *SMALL.split()]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"harmonic mean" in done.stdout and b"?" in done.stdout  # a dash where there is no figure
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
+def test_streams_that_are_closed_are_no_failure(closed, tmp_path):
+    for words, code in (("methods", 0), ("fit nothere", 2)):
+        done = subprocess.run(f"{shlex.quote(sys.executable)} -m limpet {words} {closed}", shell=True, cwd=tmp_path)
+        assert done.returncode == code
 
 
 @pytest.mark.slow

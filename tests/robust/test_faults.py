@@ -61,6 +61,36 @@ def test_a_clock_set_back_between_and_in_runs_changes_nothing(jobs, undisturbed,
     assert jobs.differences(tmp_path, whole.place) == []
 
 
+@pytest.mark.parametrize("words", [["resume", "runs/quickstart/001"], None], ids=["resume", "grid"])
+def test_a_run_that_another_process_works_on_is_left_to_it(words, jobs, undisturbed, tmp_path):
+    whole = undisturbed("fit" if words else "grid")
+    at = r"rename.*/metrics\.json:1" if words else r"rename.*last\.ckpt:1"  # all is done but the name; the first epoch is
+    first = jobs.Command(tmp_path, *whole.words, fault="pause", at=at)
+    assert first.paused(), first.err
+    second = jobs.limpet(tmp_path, *(words or whole.words))
+    text = second.out + second.err
+    assert second.code == 2 and "Traceback" not in text, text
+    assert "is being worked on by another process (pid " in " ".join(text.split()) and str(first.process.pid) in text
+    first.go_on()
+    if words is None:
+        assert first.wait().code == 0, first.err
+        assert jobs.limpet(tmp_path, *whole.words).code == 0  # says that all is finished
+    assert first.wait().code == 0, first.err
+    assert jobs.differences(tmp_path, whole.place) == []
+
+
+def test_a_killed_process_lets_go_of_its_run_at_once(jobs, undisturbed, tmp_path):
+    whole = undisturbed("fit")
+    first = jobs.Command(tmp_path, *whole.words, fault="pause", at=r"rename.*last\.ckpt:2")
+    assert first.paused(), first.err
+    first.kill()
+    first.wait()
+    assert (tmp_path / "runs" / "quickstart" / "001" / ".lock").exists()
+    how, last = jobs.again(tmp_path, whole.words)
+    assert (how, last.code) == ("resumed", 0), last.err
+    assert jobs.differences(tmp_path, whole.place) == []
+
+
 # A command on a file system of $1 bytes at $2; what lies there afterwards is copied to $3, where there is space.
 SMALL_DISK = """
 mount -t tmpfs -o size="$1" tmpfs "$2" && cd "$2" || exit 77

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from limpet import ranks
-from limpet.datamodules import load
+from limpet.datamodules import DataError, load
 from limpet.datamodules.configs import FolderConfig, PretrainingConfig, ReefConfig
 from limpet.datamodules.pretraining import MixedLoader
 from limpet.datamodules.pretraining_sources import shape_source
@@ -72,6 +72,27 @@ def test_processes_take_as_many_steps_where_a_batch_cannot_be_read(group, draw, 
         steps.append(len(list(data.train_dataloader())))
         unreadable += data.unreadable
     assert steps[0] == steps[1] == len(data.train_dataloader()) and len(unreadable) == 1
+
+
+def test_fewer_images_than_processes_are_given_to_each(group):
+    seen = []
+    for rank in range(5):
+        group(rank, 5)
+        data = load(ReefConfig(name="reef", species=2, train=1, val=1, test=1, shots="all", batch_size=1), 1)
+        batches = list(data.train_dataloader())
+        assert len(batches) == 1
+        seen += batches[0]["path"]
+    assert sorted(seen.count(path) for path in set(seen)) == [2, 3]
+
+
+def test_a_process_that_can_read_none_of_its_images_says_so(group, draw, tmp_path):
+    group(1, 2)
+    data = load(FolderConfig(root=str(draw(tmp_path / "fish", species=2, images=8)), shots="all", batch_size=1), 1)
+    data.setup()
+    for sample in data.samples["train"]:
+        sample.file.write_bytes(b"no image")
+    with pytest.raises(DataError, match="None of the images that process 2 of 2 was to read"):
+        list(data.train_dataloader())
 
 
 def test_mixed_batches_are_dealt_out_and_know_the_captions_of_all(group):

@@ -1,6 +1,12 @@
 """Two devices by the command line: the numbers of one process with the joined batch, and files of one process alone."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 from limpet.loggers import read_log
@@ -92,3 +98,27 @@ def test_torchrun_gives_what_one_process_gives(separately, tmp_path):
     two, written = fit_and_watch(separately, tmp_path / "two", *torchrun, *words, *TWO)
     check_equal(one, two)
     assert sum(map(bool, written)) == 1
+
+
+@pytest.mark.slow
+def test_a_killed_process_of_several_ends_the_run_in_a_sentence(tmp_path):
+    small = [word for word in SMALL if not word.startswith("trainer.epochs")]
+    words = ["fit", "quickstart", *small, "method=clip_adapter", *TWO, "trainer.epochs=1000"]
+    env = {**os.environ, "LIMPET_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "limpet", *words]
+    run = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while run.poll() is None and not (tmp_path / "runs/quickstart/001/last.ckpt").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    try:
+        parents = {stat.parent.name: stat.read_text().rpartition(")")[2].split()[1] for stat in Path("/proc").glob("[0-9]*/stat")}
+        (child,) = (int(process) for process, parent in parents.items() if parent == str(run.pid))
+        os.kill(child, signal.SIGKILL)
+        _, err = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert run.returncode == 2
+    assert err == (
+        "error: Process 2 of 2 was killed (signal 9) while the run trained on several devices. "
+        "Continue with: limpet resume quickstart/001\n"
+    )

@@ -183,6 +183,7 @@ def test_moved_positions_train_later_places(random_clip):
     [
         ({"objective": "infonc"}, "infonce"), ({"patch_dropout": 1.0}, "patch_dropout"), ({"temperature": 0.0}, "temperature"),
         ({"patch_choice": "some"}, "patch_choice"),
+        ({"patch_choice": "contrast"}, "patch_dropout=0"),
         ({"patch_dropout": 0.5, "towers": "text"}, "patch_dropout"), ({"position_offsets": True, "towers": "image"}, "text tower"),
     ],
 )  # fmt: skip

@@ -36,13 +36,29 @@ def test_the_log_goes_on_after_an_interruption(tmp_path):
     assert sorted(p.name for p in (tmp_path / "log").iterdir()) == ["metrics.csv"]
 
 
-def test_a_damaged_log_is_begun_anew(tmp_path):
+@pytest.mark.parametrize(
+    ("damage", "kept"),
+    [
+        (b"\xff\xfe\x00", 0),
+        (b"step,loss\n0,1.5\n10,1.0\nabc,\"x\n20,0.5\n", 2),  # the quote takes the rest with it
+        (b"step,loss\n0,1.5\nabc,1\n10,1.0\n", 2),
+        (b"step,loss\n0,1.5\n10,1.0\n,2\n", 2),
+        (b"step,loss\n0,1.5\n10,1.0,7,8\n", 1),
+        (b"step,loss\n0,1.5\n10,1.0\n20,\xff\n", 2),
+        (b"step,loss\n0,1.5\n20,\"" + b"1" * 140_000, 1),  # longer than the csv module reads
+    ],
+)
+def test_of_a_damaged_log_what_can_be_read_is_kept(damage, kept, tmp_path):
     (tmp_path / "log").mkdir()
-    (tmp_path / "log" / "metrics.csv").write_bytes(b"\xff\xfe\x00")
-    log = loggers.RunLog(tmp_path)
-    log.log_metrics({"loss": 1.0}, step=0)
+    (tmp_path / "log" / "metrics.csv").write_bytes(damage)
+    with pytest.warns(UserWarning, match=f"metrics.csv is damaged: {kept} of its rows are kept"):
+        log = loggers.RunLog(tmp_path)
+    log.log_metrics({"loss": 0.25}, step=20)
     log.finalize("success")
-    assert table(tmp_path) == [{"step": "0", "loss": "1.0"}]
+    rows = table(tmp_path)
+    assert rows[:-1] == [{"step": "0", "loss": "1.5"}, {"step": "10", "loss": "1.0"}][:kept]
+    assert rows[-1] == {"step": "20", "loss": "0.25"}
+    assert loggers.read_log(tmp_path) == rows  # no warning any more
 
 
 def test_loggers_by_dotted_path_with_arguments(tmp_path):

@@ -95,6 +95,25 @@ def test_a_trainer_without_end_is_refused_in_a_sentence(random_clip):
         trainer(max_epochs=-1).fit(AdaptationModule(adapter), steps_of(clip))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(
+    ("settings", "epochs", "said"),
+    [
+        ({"warmup": 2}, 2, "Training ended after 2 epochs, all of them warm-up (optim.warmup=2)"),
+        ({"warmup": 2, "schedule": "warmup_cosine"}, 2, ""),  # it rises to the peak
+        ({"warmup": 2}, 3, ""),
+        ({"warmup": 8, "interval": "step"}, 3, "Training ended after 6 steps, all of them warm-up (optim.warmup=8)"),
+        ({"restart": 3, "warmup": 0}, 3, "before the schedule began anew (optim.restart=3)"),
+        ({"restart": 2, "warmup": 0}, 3, ""),
+    ],
+)
+def test_a_schedule_longer_than_the_training_is_said(random_clip, settings, epochs, said):
+    clip = random_clip()
+    adapter = CoOp(Config(context_length=2)).setup(clip, ClassSet(names=("cat", "dog")))
+    trainer(max_epochs=epochs).fit(AdaptationModule(adapter, OptimConfig(**settings)), steps_of(clip))
+    assert [said in note for note in adapter.notes] == ([True] if said else [])
+
+
 @pytest.mark.parametrize("seed", [0, 5, 2**63 - 1])
 def test_a_step_draws_the_numbers_that_pytorchs_own_seeding_gives(seed):
     torch.manual_seed(seed)

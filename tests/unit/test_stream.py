@@ -6,6 +6,7 @@ from limpet.datamodules import load
 from limpet.datamodules.configs import AugmentConfig, ReefConfig, StreamConfig, TableConfig
 from limpet.datamodules.errors import DataError
 from limpet.datamodules.memory import ExemplarMemory, herding
+from limpet.datamodules.reef_species import NAMES
 from limpet.datamodules.stream import class_sessions, make_stream
 
 
@@ -59,6 +60,30 @@ def test_listed_sessions():
     assert any("3 classes in no session" in line and rest[0] in line for line in stream.report)
 
 
+def test_the_last_session_may_be_smaller_and_says_so():
+    data = reef()
+    stream = make_stream(StreamConfig(by="classes", increment=2, first=3), data)
+    assert [len(session.classes) for session in stream.sessions] == [3, 2, 1]
+    assert "The last session has 1 class instead of 2." in stream.report
+
+
+def test_a_session_without_test_images_says_so(tmp_path, draw):
+    draw(tmp_path / "fish", species=4, images=8)
+    rows = ["path,label,split"]
+    for number, folder in enumerate(sorted((tmp_path / "fish").iterdir())):
+        for i, image in enumerate(sorted(folder.iterdir())):
+            rows.append(f"fish/{folder.name}/{image.name},{number},{'test' if number < 2 and i > 5 else 'train'}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows), encoding="utf-8")
+    data = load(TableConfig(root=str(tmp_path), shots="all"), 1)
+    data.setup()
+    stream = make_stream(StreamConfig(by="classes", increment=2), data)
+    assert [line for line in stream.report if "no test images" in line] == [
+        "Session 2 has no test images: nothing can be measured on it."
+    ]
+    with pytest.raises(DataError, match=r"the images have no domain; name the column that holds it with data\.domain_column"):
+        make_stream(StreamConfig(by="domains"), data)
+
+
 def test_domains_draw_their_own_shots():
     stream = make_stream(StreamConfig(by="domains"), reef(look="both"))
     assert [session.name for session in stream.sessions] == ["clear", "murky"]
@@ -101,7 +126,12 @@ def test_tasks_keep_their_own_candidates():
         (StreamConfig(by="domains"), "one session only.*another domain"),
         (StreamConfig(by="classes", first=6, increment=1), "none would be left"),
         (StreamConfig(by="domains", sessions={"a": ["clear"], "b": ["green"]}), "no domain of the data"),
-        (StreamConfig(by="classes", sessions={"a": ["blue tang"], "b": ["blue tang"]}), "blue tang"),
+        (StreamConfig(by="classes", sessions={"a": ["blue tang"], "b": ["blue tang"]}), "no class of the data"),
+        (
+            StreamConfig(by="classes", sessions={"a": [NAMES[0]], "b": [NAMES[1], NAMES[0]]}),
+            f"'{NAMES[0]}' is in stream.sessions.a and in stream.sessions.b: sessions do not share classes",
+        ),
+        (StreamConfig(), "stream.by says nothing: it is classes, domains or tasks"),
         (StreamConfig(by="classes", sessions={"a": [], "b": []}), "is empty"),
         (StreamConfig(by="tasks"), "stream.tasks names none"),
     ],
@@ -153,3 +183,19 @@ def test_the_memory_has_a_fixed_budget_and_only_shrinks(choice):
     assert again.kept == memory.kept
     part = stream.sessions[0].data.training_on(memory.paths(0))
     assert [s.path for s in part.samples["train"]] == memory.paths(0)
+
+
+@pytest.mark.parametrize(("budget", "choice"), [(0, "random"), (5, "best")])
+def test_memories_that_cannot_be(budget, choice):
+    with pytest.raises(DataError, match=f"at least one image, chosen by herding or random: not {budget} by '{choice}'"):
+        ExemplarMemory(budget, choice)
+
+
+def test_a_class_without_training_images_leaves_nothing_in_the_memory():
+    data = reef(species=3)
+    part = data.training_on([sample.path for sample in data.samples["train"] if sample.label != 1])
+    memory = ExemplarMemory(4, "random")
+    memory.add(0, part)
+    assert set(memory.kept[0]) == {data.class_names[0], data.class_names[2]} and len(memory) == 4
+    with pytest.raises(DataError, match="Herding needs the features"):
+        ExemplarMemory(4, "herding").add(0, part)

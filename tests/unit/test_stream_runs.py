@@ -186,6 +186,22 @@ def test_tasks_with_their_own_classes_and_rates(tmp_path):
     assert found["continual"]["transfer"] == found["continual"]["matrix"][0][1]
 
 
+def test_what_is_replayed_comes_from_all_tasks_so_far(tmp_path, monkeypatch):
+    """The third of three tasks sees kept images of both others, each with the classes of its own task."""
+    seen = []
+    replayed = stream_runner.Exemplars.draw
+
+    def draw(self, step, generator):
+        seen.append((len(self.data.class_names), len(self)))
+        return replayed(self, step, generator)
+
+    monkeypatch.setattr(stream_runner.Exemplars, "draw", draw)
+    tasks = "stream.tasks={first: {species: 2}, second: {species: 3, drawing_seed: 2}, third: {species: 4, drawing_seed: 3}}"
+    folder = run(tmp_path / "run", *LORA, "continual=replay", "continual.memory=12", "stream.by=tasks", tasks)
+    assert set(metrics(folder)["results"]) == {"task:first", "task:second", "task:third"}
+    assert {classes for classes, _ in seen} == {2, 3}, seen
+
+
 TASKS = ["stream.by=tasks", "stream.tasks={first: {species: 2}, second: {species: 3, drawing_seed: 2}}"]
 
 
