@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
 import re
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -365,24 +367,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `limpet`; those of the process if None.
 
     Returns:
-        The exit code: 0, 1 for a failure, 2 for a mistake of the user, 130 after Ctrl-C.
+        The exit code: 0, 1 for a failure, 2 for a mistake of the user, 130 after Ctrl-C, 143 where the process was asked to
+        end (SIGTERM), 141 where its output was closed before a run was finished.
     """
+    with _spoken():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     trusting = "--no-plugins" not in words
     words = [w for w in words if w not in ("--debug", "--no-plugins")] or ["--help"]
     shown = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # the sentence, not the source line
-    interrupted = threading.Event()
-    previous = _notice_interrupts(interrupted)
+    stopped: list[int] = []
+    previous = _notice_signals(stopped)
     try:
         with _module("plugins").refused(not trusting):
             result = app(words, prog_name="limpet", standalone_mode=False)
         code = result if isinstance(result, int) else 0
         sys.stdout.flush()  # a closed pipe is noticed here, not when the interpreter ends
     except KeyboardInterrupt:
-        interrupted.set()
-        code = 130
+        stopped.append(signal.SIGINT)
+        code = 128 + signal.SIGINT
     except SystemExit as exit_:  # Lightning leaves this way after Ctrl-C, typer when its output is closed
         code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
         if isinstance(exit_.__context__, BrokenPipeError):
@@ -397,41 +405,83 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = 2
     finally:
         warnings.formatwarning = shown
-        if previous is not None:
-            signal.signal(signal.SIGINT, previous)
-    if interrupted.is_set():
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if stopped:
         _after_interrupt()
-        code = 130
+        code = 128 + stopped[0]
     return code
 
 
+@contextlib.contextmanager
+def _spoken() -> Iterator[None]:
+    """Output that takes any text: what its encoding lacks becomes a ?, and where there is none (`>&-`) words are lost."""
+    streams = sys.stdout, sys.stderr
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    kept = [(stream, stream.errors) for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    for stream, errors in kept:
+        if errors == "strict" or (errors == "surrogateescape" and stream.encoding.lower() != "utf-8"):
+            stream.reconfigure(errors="replace")
+    try:
+        yield
+    finally:
+        for stream, errors in kept:
+            with contextlib.suppress(OSError, ValueError):  # closed meanwhile
+                stream.reconfigure(errors=errors)
+        sys.stdout, sys.stderr = streams
+
+
 def _close_output() -> int:
-    """After `limpet recipes | head`: nobody reads any more, and that is no failure."""
+    """After `limpet recipes | head`: nobody reads any more, and that is no failure, unless it ends a run."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    if _unfinished() is None:
+        return 0
+    _after_interrupt()
+    return 128 + 13  # as a program that SIGPIPE ends
 
 
-def _notice_interrupts(seen: threading.Event) -> Any:
-    """Remember that Ctrl-C was pressed, whoever handles it; returns the handler to restore."""
+def _notice_signals(seen: list[int]) -> dict[int, Any]:
+    """Remember that Ctrl-C was pressed or the process asked to end, whoever handles it; returns the handlers to restore."""
     if threading.current_thread() is not threading.main_thread():
-        return None
-    previous = signal.getsignal(signal.SIGINT)
-    if previous is not signal.default_int_handler:
-        return None
+        return {}
+    owner = os.getpid()
 
-    def handler(number: int, frame: Any) -> None:
-        seen.set()
+    def interrupted(number: int, frame: Any) -> None:
+        seen.append(number)
         signal.default_int_handler(number, frame)
 
-    signal.signal(signal.SIGINT, handler)
+    def terminated(number: int, frame: Any) -> None:
+        if os.getpid() != owner:  # a process of a data loader, which inherited this
+            os._exit(128 + number)
+        seen.append(number)
+        raise SystemExit(128 + number)
+
+    previous = {}
+    for number, usual, handler in (
+        (signal.SIGINT, signal.default_int_handler, interrupted),
+        (signal.SIGTERM, signal.SIG_DFL, terminated),
+    ):
+        if signal.getsignal(number) == usual:
+            previous[int(number)] = signal.signal(number, handler)
     return previous
 
 
-def _after_interrupt() -> None:
+def _unfinished() -> Path | None:
+    """The run that this command was at, where it has not finished."""
     runs = _module("runs")
-    run = runs.current()
-    if run is not None and runs.is_run(run) and not runs.is_finished(run):
-        _complain(f"continue with: limpet resume {runs.short(run)}", "interrupted:")
+    run: Path | None = runs.current()
+    return run if run is not None and runs.is_run(run) and not runs.is_finished(run) else None
+
+
+def _after_interrupt() -> None:
+    if f"{__package__}.ranks" in sys.modules and _module("ranks").rank():  # one process of several speaks
+        return
+    run = _unfinished()
+    if run is not None:
+        _complain(f"continue with: limpet resume {_module('runs').short(run)}", "interrupted:")
     else:
         _complain("nothing to resume.", "interrupted:")
 
@@ -439,11 +489,14 @@ def _after_interrupt() -> None:
 def _complain(message: str, head: str = "error:") -> None:
     """One sentence on stderr; the first word in red on a terminal."""
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-    print(f"\033[1;31m{head}\033[0m {message}" if colour else f"{head} {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads it
+        print(f"\033[1;31m{head}\033[0m {message}" if colour else f"{head} {message}", file=sys.stderr)
 
 
 def _sentence(err: Exception, words: Sequence[str]) -> str | None:
     """The sentence for a mistake of the user; None for an error of ours."""
+    if _is_gone():
+        return "The folder that this terminal works in is gone: it was deleted or replaced. Go to another, or to it anew, with cd."
     if isinstance(err, LimpetError) or _is_data_error(err):
         return str(err)
     if type(err).__module__.startswith(("click", "typer")):  # typer brings its own copy of click, or not
@@ -456,6 +509,15 @@ def _sentence(err: Exception, words: Sequence[str]) -> str | None:
     if type(err).__name__ == "OutOfMemoryError":
         return "The GPU is out of memory: lower data.batch_size or backbone.text_memory, or set trainer=cpu."
     return None
+
+
+def _is_gone() -> bool:
+    """Whether there is no working folder (any more); whatever fails then fails for that."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _is_data_error(err: Exception) -> bool:
@@ -475,6 +537,8 @@ def _usage(err: Any, words: Sequence[str]) -> str:
             hint = f" To see a recipe: limpet recipes show {word}"
         place = f"limpet {group}" if group else "limpet"
         return f"There is no command '{place} {word}'.{hint} Commands of {place}: {', '.join(known)}."
+    if type(err).__name__ == "Abort":  # typer makes it of an EOFError, wherever that comes from
+        return "A file that was read ends too early; it is damaged, or was not copied whole (--debug shows which)."
     if type(err).__name__ == "MissingParameter" and getattr(err, "param", None) is not None:
         message = f"{str(err.param.name).upper()} is missing"
     elif type(err).__name__ == "BadParameter" and getattr(err, "param", None) is not None:

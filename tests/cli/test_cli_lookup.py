@@ -1,6 +1,9 @@
 """The commands that need neither data nor backbone, and what a mistake looks like."""
 
+import contextlib
+import importlib.metadata
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -260,3 +263,100 @@ def test_commands_hand_over_what_was_said(monkeypatch, tmp_path):
         and seen[5][1][3] == 3
     )
     assert seen[6][1] == ([done], None)
+
+
+def test_doctor_names_versions_and_the_machine(capsys):
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for package in ("limpet", "torch", "lightning", "open_clip_torch", "peft", "onnxruntime"):
+        assert re.search(rf"^{package} +\d+\.\d+", out, re.MULTILINE), package
+    assert sys.executable in out and os.environ["LIMPET_CACHE"] in out and out.rstrip().endswith("All is well.")
+
+
+def test_doctor_warns_of_what_is_missing_and_of_releases_that_steal(monkeypatch, capsys):
+    real = importlib.metadata.version
+
+    def version(name):
+        if name == "peft":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "2.6.2" if name == "lightning" else real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "! peft is not installed: pip install peft" in out and "All is well" not in out
+    assert "! lightning 2.6.2 is a compromised release" in out
+
+
+def test_cache_says_its_size_and_is_cleared(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("LIMPET_CACHE", str(tmp_path))
+    assert main(["fit", "quickstart", "data.species=4", "data.shots=1", "data.train=2", "data.val=1", "data.test=1",
+                 "trainer.epochs=1", f"run.dir={tmp_path / 'runs'}"]) == 0  # fmt: skip
+    capsys.readouterr()
+    assert main(["cache"]) == 0
+    full = capsys.readouterr().out
+    assert re.fullmatch(re.escape(str(tmp_path)) + r": \d+\.\d kB\n", full)
+    assert main(["cache", "clear"]) == 0
+    assert capsys.readouterr().out == f"Freed {full.split(': ')[1].strip()}.\n"
+    assert main(["cache"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}: 0 bytes\n"
+
+
+def test_recipes_copy_adds_the_ending_and_needs_the_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["recipes", "copy", "fish", "mine"]) == 0
+    assert load_recipe("mine.yaml").name == "mine"
+    assert main(["recipes", "copy", "fish", "nowhere/mine.yaml"]) == 2
+    assert "There is no folder nowhere to write mine.yaml in." in capsys.readouterr().err
+
+
+def test_recipes_show_of_a_large_grid_is_short(capsys):
+    assert main(["recipes", "show", "fish", "seed=1,2,3,4,5", "data.shots=1,2,4,8,16"]) == 0
+    out = capsys.readouterr().out
+    assert "more cells; the last: seed=5 data.shots=16" in out
+
+
+def on_a_terminal(*words, columns=80, **environment):
+    """(exit code, what a terminal of so many columns was sent) of a command."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR")}
+    env |= {"TERM": "xterm", "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, "-m", "limpet", *map(str, words)]
+    started = subprocess.Popen(command, stdin=child, stdout=child, stderr=child, env=env)
+    os.close(child)
+    sent = b""
+    with contextlib.suppress(OSError):  # so Linux says that nobody writes any more
+        while got := os.read(parent, 4096):
+            sent += got
+    os.close(parent)
+    return started.wait(timeout=300), sent.decode()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals of this kind")
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_tables_fit_the_terminal(columns):
+    code, sent = on_a_terminal("methods", columns=columns)
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in sent.splitlines()]
+    table = lines[: next(i for i, line in enumerate(lines) if line.startswith("Use one"))]
+    assert code == 0 and "\x1b[" in sent and max(map(len, table)) <= columns
+    assert any(line.split()[:1] == ["tip_adapter"] for line in table)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals of this kind")
+def test_a_terminal_shows_bars_and_is_left_tidy(tmp_path):
+    """A bar while images are encoded and one while prompts learn; neither is left behind, nor a hidden cursor."""
+    words = ["data.species=8", "data.shots=8", "data.train=8", "data.val=2", "data.test=60", "optim.name=sgd"]
+    small = ["backbone=limpet-tiny", "method=cocoop", "trainer.epochs=12", f"run.dir={tmp_path / 'runs'}"]
+    code, sent = on_a_terminal("fit", "quickstart", *words, *small, LIMPET_CACHE=tmp_path / "cache")
+    assert code == 0 and "Traceback" not in sent
+    assert "\u2501" in sent and re.search(r"epoch \d+/12", sent)
+    assert sent.count("\x1b[?25l") == sent.count("\x1b[?25h") > 0
+    code, sent = on_a_terminal("fit", "quickstart", "data.shots=none")
+    assert code == 2 and "\x1b[1;31merror:\x1b[0m " in sent

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -109,6 +110,24 @@ def test_a_failing_cell_does_not_stop_the_others(limpet, fish):
     assert "limpet" not in json.loads((grid / "grid.json").read_text())["failed"]
 
 
+def test_a_cell_that_another_process_finishes_meanwhile_has_not_failed(limpet, fish, monkeypatch):
+    from limpet import runner
+
+    words = ("fit", "fish", f"data.root={fish}", "method=zero_shot", "seed=1,2")
+    limpet(*words)
+    (cell,) = Path("runs/fish").glob("grid-*/seed=1")
+    done = (cell / "metrics.json").read_bytes()
+    (cell / "metrics.json").unlink()
+    resume = runner.resume
+
+    def late(run_dir):
+        (cell / "metrics.json").write_bytes(done)
+        return resume(run_dir)
+
+    monkeypatch.setattr(runner, "resume", late)
+    assert "cannot run" not in limpet(*words)
+
+
 def stop_after(monkeypatch, epochs):
     """Press Ctrl-C after so many epochs; returns what undoes that."""
     written, seen = ResumeCheckpoint.on_train_epoch_end, []
@@ -140,7 +159,8 @@ def test_resume_after_ctrl_c_equals_an_uninterrupted_run(settings, limpet, fish,
 
 
 @pytest.mark.slow
-def test_resume_after_kill_equals_an_uninterrupted_run(command, limpet):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_resume_after_kill_equals_an_uninterrupted_run(number, command, limpet):
     words = ["fit", "quickstart", "data.species=4", "data.test=5", "data.train=8", "data.shots=8", "trainer.epochs=150",
              "trainer.threads=1", "data.batch_size=8"]  # fmt: skip
     started = command(*words, wait=False)
@@ -148,8 +168,10 @@ def test_resume_after_kill_equals_an_uninterrupted_run(command, limpet):
     deadline = time.monotonic() + 120
     while not checkpoint.exists() and started.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    started.send_signal(signal.SIGKILL)
-    started.communicate()
+    started.send_signal(number)
+    _, err = started.communicate()
+    if number == signal.SIGTERM:  # as a cluster ends a job
+        assert (started.returncode, err) == (143, "interrupted: continue with: limpet resume quickstart/001\n")
     assert not Path("runs/quickstart/001/metrics.json").exists(), "finished before it could be killed"
     threads = torch.get_num_threads()
     try:
@@ -160,6 +182,60 @@ def test_resume_after_kill_equals_an_uninterrupted_run(command, limpet):
     assert Path("runs/quickstart/001/metrics.json").read_bytes() == Path("runs/quickstart/002/metrics.json").read_bytes()
 
 
+@pytest.mark.slow
+def test_a_run_whose_output_is_closed_is_said_to_be_unfinished(command, limpet):
+    """`limpet fit ... | head -1`; a list may be cut short so, a run may not."""
+    words = ["data.species=4", "data.test=5", "data.train=4", "data.shots=4", "trainer.epochs=150", "trainer.threads=1"]
+    started = command("fit", "quickstart", *words, wait=False)
+    started.stdout.readline()
+    started.stdout.close()
+    err = started.stderr.read()
+    assert (started.wait(timeout=300), err) == (141, "interrupted: continue with: limpet resume quickstart/001\n")
+    limpet("resume", "quickstart/001")
+    started = command("recipes", wait=False)
+    started.stdout.close()
+    assert (started.wait(timeout=300), started.stderr.read()) == (0, "")
+
+
+def test_commands_on_what_cannot_be_are_answered_with_a_sentence(limpet, fish, place):
+    small = ("data.train=4", "data.val=1", "data.test=2", "protocol=all", "trainer=cpu")
+    limpet("fit", "quickstart", *small, "data.species=2", "data.shots=1", "method=zero_shot")
+    limpet("fit", "order_reef", *small, "method=prompt_pair")
+    limpet("index", fish, "backbone=limpet-tiny", "--out", "it")
+    (place / "file").write_text("x")
+    (place / "empty").mkdir()
+    for words, message in (
+        (("predict", "quickstart", fish, "--instruction", "more fish"), "this one classifies"),
+        (("predict", "quickstart", fish, "--top", "0"), "greater than or equal to 1"),
+        (("predict", "quickstart", fish, "--out", "file/a.csv"), "The predictions cannot be written to file/a.csv: "),
+        (("predict", "order_reef", fish, "--out", "file/a.csv"), "file/a.csv"),
+        (("predict", "order_reef", fish, "--top", "3"), "--top is for adapters that classify; this one orders images."),
+        (("index", fish, "--run", "order_reef"), "orders images and has no features to search by"),
+        (("index", fish, "--run", "quickstart", "data.root=x"), "with --run everything is the run's own"),
+        (("search", "it", "a fish", "--out", "file/a.csv"), "file/a.csv"),
+        (("export", "quickstart", "--to", "weights", "--out", "file/a"), "Nothing can be written in file: "),
+        (("compare", "quickstart", "--out", "file/a"), "The comparison cannot be written to file/a: "),
+        (("compare", "empty"), "empty holds no run: no recipe.yaml in empty"),
+        (("evaluate", "runs/quickstart/001/adapter"), "holds no run"),
+        (("rename-classes", "quickstart", "cod"), "write OLD=NEW"),
+        (("fit", "fish", "data.root=nothere", "seed=1,2"), "2 of 2 cells could not run; the first, seed=1: There is no folder"),
+        (("predict", "fish", fish), "fish holds no run"),
+    ):
+        assert message in " ".join(limpet(*words, code=2).split())
+
+
+def test_signs_of_markup_in_names_are_letters(limpet, place):
+    (place / "mine[/x]").mkdir(parents=True)
+    small = ("data.species=2", "data.train=2", "data.val=1", "data.test=1", "data.shots=1", "protocol=all", "method=zero_shot")
+    shown = limpet("fit", "fish", "data.root=mine[/x]", "seed=1,2", code=2)
+    assert shown.count("No images in mine[/x]") == 3 and "cell 2 of 2" in shown
+    shown = limpet("fit", "quickstart", *small, "run.dir=r[/b]", "run.name=a[b]c", "seed=1,2", "classes.include=null")
+    assert "grid folder: r[/b]/a[b]c/grid-" in shown
+    (cell,) = place.glob("r[[]/b]/a[[]b]c/grid-*/seed=2")
+    assert "zero_shot" in limpet("compare", cell)
+    assert "/r[/b]/a[b]c/grid-" in limpet("evaluate", cell)
+
+
 def test_resume_refuses_changed_data(limpet, draw, place, monkeypatch):
     root = draw(place / "mine", species=2, images=6)
     release = stop_after(monkeypatch, 1)
@@ -168,6 +244,110 @@ def test_resume_refuses_changed_data(limpet, draw, place, monkeypatch):
     for image in sorted((root / sorted(p.name for p in root.iterdir())[0]).iterdir())[:3]:
         image.unlink()
     assert "data changed" in limpet("resume", "fish", code=2)
+
+
+def test_resume_keeps_what_can_be_read_of_a_damaged_log(limpet, begun):
+    with (begun / "log" / "metrics.csv").open("a", encoding="utf-8") as file:
+        file.write('abc,"x\n')
+    with pytest.warns(UserWarning, match=r"log/metrics.csv is damaged: 2 of its rows are kept"):
+        limpet("resume", "fish")
+    assert [row["step"] for row in rows(begun / "log" / "metrics.csv") if row["loss"]] == ["0", "1", "2"]
+
+
+@pytest.fixture
+def begun(limpet, draw, place, monkeypatch):
+    """A run on the images in `mine` that was interrupted after two of three epochs."""
+    draw(place / "mine", species=2, images=6)
+    release = stop_after(monkeypatch, 2)
+    limpet("fit", "fish", "data.root=mine", "trainer.epochs=3", code=130)
+    release()
+    return Path("runs/fish/001")
+
+
+def rewrite(file, old, new):
+    text = file.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_resume_refuses_a_changed_recipe(limpet, begun):
+    recipe = (begun / "recipe.yaml").read_text(encoding="utf-8")
+    for old, new, words in (
+        ("epochs: 3", "epochs: 1", "trainer.epochs was 3 and is 1 now"),
+        ("  name: sgd", "  name: adamw", "optim.name was sgd and is adamw now"),
+        ("  lr: 0.002", "  lr: 0.1", "optim.lr was 0.002 and is 0.1 now"),
+        ("  batch_size: 32", "  batch_size: 2", "data.batch_size was 32 and is 2 now"),
+        ("  wordings: {}\n", "  wordings: {a: {templates: ['{}']}}\n", 'evaluate.wordings.a.templates was not set and is ["{}"] now'),
+    ):
+        rewrite(begun / "recipe.yaml", old, new)
+        out = limpet("resume", "fish", code=2)
+        assert f"runs/fish/001/recipe.yaml changed since the run was started: {words}." in out and "put it back" in out
+        (begun / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    limpet("resume", "fish")
+
+
+def test_resume_allows_what_changes_no_result(limpet, begun, place):
+    (place / "mine").rename(place / "elsewhere")
+    rewrite(begun / "recipe.yaml", "root: mine", "root: elsewhere")
+    rewrite(begun / "recipe.yaml", "num_workers: 0", "num_workers: 1")
+    rewrite(begun / "recipe.yaml", "accelerator: cpu", "accelerator: auto")
+    limpet("resume", "fish")
+
+
+def test_resume_refuses_other_images_of_the_same_names(limpet, begun, place):
+    split = json.loads((begun / "split.json").read_text())["splits"]
+    first, second = (place / "mine" / path for path in split["train"]["paths"][:2])
+    other = place / "mine" / split["val"]["paths"][0]
+    for name, changed, source in (("training", first, second), ("validation", other, second)):
+        kept = changed.read_bytes()
+        changed.write_bytes(source.read_bytes())
+        out = limpet("resume", "fish", code=2)
+        assert "data changed" in out and f"the {name} images in mine have the names they had" in out
+        changed.write_bytes(kept)
+    limpet("resume", "fish")
+
+
+def test_a_run_that_is_finished_meanwhile_keeps_its_adapter(limpet, begun, monkeypatch):
+    """Where the file system has no locks, another process may finish a run while this one prepares to go on with it."""
+    from limpet import runner
+
+    prepare = runner.prepare
+
+    def finish(recipe):
+        (begun / "adapter" / "v1").mkdir(parents=True)
+        (begun / "metrics.json").write_text("{}")
+        return prepare(recipe)
+
+    monkeypatch.setattr(runner, "prepare", finish)
+    assert "is finished: there is nothing to resume" in limpet("resume", "fish", code=2)
+    assert (begun / "adapter" / "v1").is_dir()
+
+
+def test_of_very_many_images_resume_compares_the_sizes(limpet, draw, place, monkeypatch):
+    from limpet import run_record
+
+    monkeypatch.setattr(run_record, "MOST_READ", 1)
+    draw(place / "mine", species=2, images=6)
+    release = stop_after(monkeypatch, 1)
+    limpet("fit", "fish", "data.root=mine", code=130)
+    release()
+    record = json.loads(Path("runs/fish/001/split.json").read_text())
+    assert record["begun"]["images"]["train"].startswith("sizes:")
+    image = place / "mine" / record["splits"]["train"]["paths"][0]
+    image.write_bytes(image.read_bytes() + b"\0")
+    assert "data changed" in limpet("resume", "fish", code=2)
+
+
+def test_a_run_without_a_record_of_its_beginning_is_resumed(limpet, begun):
+    """Runs of earlier versions; and a newer one may know settings that the run did not."""
+    record = json.loads((begun / "split.json").read_text())
+    begun_with = record.pop("begun")
+    (begun / "split.json").write_text(json.dumps(record))
+    limpet("resume", "fish")
+    (begun / "metrics.json").unlink()
+    del begun_with["settings"]["optim.restart"]
+    (begun / "split.json").write_text(json.dumps({**record, "begun": {**begun_with, "limpet": "0.0.9"}}))
+    limpet("resume", "fish")
 
 
 def test_check_goes_as_far_as_the_first_step(limpet, fish):
@@ -185,6 +365,12 @@ def test_evaluate_again_elsewhere_and_by_another_protocol(limpet, fit_fish, draw
     assert json.loads(written.read_text())["results"] == metrics["results"]
     root = draw(place / "other", species=3, images=8)
     assert "3 classes" in limpet("evaluate", "fish", f"data.root={root}")
+    (root / "called.csv").write_text("folder,name\n")
+    named = ("data.classnames=called.csv", "method=zero_shot", "run.name=called")
+    limpet("fit", "fish", f"data.root={root}", *named)
+    third = draw(place / "third", species=3, images=8)
+    limpet("evaluate", "called", f"data.root={third}")  # that file lies in the folder of the fit
+    assert "There is no called.csv (data.classnames)" in limpet("fit", "fish", f"data.root={third}", *named, code=2)
     out = limpet("evaluate", "fish", "protocol=base_to_new")
     assert "base:" in out and "new:" in out and "joint:" in out and "harmonic mean" in out
     assert "nearest that exists" in limpet("evaluate", "fish", "data.root=nowhere", code=2)
@@ -284,3 +470,15 @@ def test_two_devices_make_one_run_a_cell(command):
         assert {p.name for p in cell.iterdir()} == RUN_FOLDER | {"cell.json"}
         assert json.loads((cell / "metrics.json").read_text())["results"]["joint"]["images"] == 12
         assert len(rows(cell / "predictions.csv")) == 6 + 6 + 12
+
+
+@pytest.mark.parametrize("words", ["fit quickstart", "fit fish data.root=x", "compare fish", "recipes show x.yaml"])
+def test_a_working_folder_that_is_gone_is_said(limpet, place, words):
+    gone = place / "gone"
+    gone.mkdir()
+    os.chdir(gone)
+    gone.rmdir()
+    try:
+        assert "error: The folder that this terminal works in is gone" in limpet(*words.split(), code=2)
+    finally:
+        os.chdir(place)
