@@ -1,6 +1,6 @@
 """A script: installs the lowest versions that pyproject.toml allows into an environment of its own and runs the tests there.
 
-python tests/lower_bounds.py [--python python3.11] [--folder .venv-lowest] [--extra test] [PYTEST ARGUMENTS]
+python tests/lower_bounds.py [--python python3.11] [--folder .venv-lowest] [--extra test,onnx] [PYTEST ARGUMENTS]
 
 `uv` resolves to the lowest versions, where it is installed; else pip gets each bound's series (>=2.6,<2.7). Without pytest arguments
 all tests run; `tests/unit/test_recipe_compose.py -q` is a first look.
@@ -19,10 +19,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def bounds(extra: str) -> list[str]:
-    """Lower bounds as pins, of the dependencies and of an extra."""
+def bounds(extras: str) -> list[str]:
+    """Lower bounds as pins, of the dependencies and of extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"].get(extra, [])]
+    wanted = [*project["dependencies"], *(r for extra in extras.split(",") for r in project["optional-dependencies"][extra])]
     pins = []
     for requirement in wanted:
         name = re.match(r"[\w.-]+", requirement)
@@ -47,7 +47,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--folder", type=Path, default=ROOT / ".venv-lowest")
-    parser.add_argument("--extra", default="test")
+    parser.add_argument("--extra", default="test,onnx")
     given, pytest_words = parser.parse_known_args()
     python = given.folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     pins = bounds(given.extra)
