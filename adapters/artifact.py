@@ -247,7 +247,7 @@ def check_backbone(info: Mapping[str, Any], backbone: Any, where: Path | str = "
         **info["backbone"]["spec"],
         **{k: info["backbone"].get(k) for k in ("fingerprint", "tokenizer")},
     }
-    present = _backbone(backbone)
+    present = about_backbone(backbone)
     now = {**present["spec"], **{k: present[k] for k in ("fingerprint", "tokenizer")}}
     keys = [key for key in _MUST_AGREE if recorded.get(key) != now.get(key)]
     keys += [key for key in _OF_TOWERS if recorded.get(key) != now.get(key) and _known(recorded.get(key)) and _known(now.get(key))]
@@ -355,7 +355,7 @@ def _describe(adapter: Adapter, tensors: Mapping[str, Any], digest: str) -> dict
         "method": {"name": reference(adapter), "config": dataclasses.asdict(adapter.config)},
         "classes": adapter.classes.to_dict(),
         **({"support": list(adapter.support_paths)} if adapter.support_paths else {}),
-        "backbone": _backbone(adapter.backbone),
+        "backbone": about_backbone(adapter.backbone),
         "tensors": {
             "sha256": digest,
             "numbers": sum(int(t.numel()) for t in tensors.values()),
@@ -365,12 +365,14 @@ def _describe(adapter: Adapter, tensors: Mapping[str, Any], digest: str) -> dict
     }
 
 
-def _backbone(backbone: Any) -> dict[str, Any]:
+def about_backbone(backbone: Any) -> dict[str, Any]:
     """What identifies a backbone, as JSON gives it back. The tokenizer is known by what it makes of one sentence."""
     from .backbone_introspect import settings_of
 
     try:
-        ids = backbone.tokenize([_PROBE])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a short context cuts it off, which is no user's text
+            ids = backbone.tokenize([_PROBE])
         tokenizer = hashlib.sha256(json.dumps(ids.tolist()).encode()).hexdigest()[:16]
     except (NotImplementedError, AttributeError):
         tokenizer = None

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__, files
+from . import __version__, artifact, files
 from .errors import RunError
 from .image_keys import image_keys
 from .nodes import flat
@@ -19,16 +19,22 @@ if TYPE_CHECKING:
 
 SPLIT, BEGUN = "split.json", "begun"
 MOST_READ = 10_000  # images of a split whose content is read; of more, only the sizes of their files are compared
-# Settings that may change on the way: where things lie, and what is done how fast and said where.
-FREE = ("run.", "trainer.accelerator", "trainer.strategy", "trainer.threads", "trainer.loggers", "trainer.log_every",
-        "backbone.text_memory", "evaluate.batch_size")  # fmt: skip
+# Settings that may change on the way: where things lie (what lies there is compared), and what is done how fast and said where.
+FREE = ("run.", "backbone.name", "backbone.pretrained", "backbone.text_memory", "init_from", "trainer.accelerator", "trainer.strategy",
+        "trainer.threads", "trainer.loggers", "trainer.log_every", "evaluate.batch_size")  # fmt: skip
 FREE_ENDS = (".root", ".table", ".image_dir", ".num_workers", ".download")
 _LONGEST = 80
 
 
 def write(manifest: Mapping[str, Any], session: Session, run_dir: Path) -> None:
-    """Write split.json: the images by name (`manifest`), what they are, and the settings."""
-    about = {"limpet": __version__, "settings": settings(session.recipe), "images": images(session)}
+    """Write split.json: the images by name (`manifest`), what they show, the backbone, and the settings."""
+    about = {
+        "limpet": __version__,
+        "settings": settings(session.recipe),
+        "images": images(session),
+        "backbone": artifact.about_backbone(session.backbone),
+        "start": start(session),
+    }
     files.write_json(run_dir / SPLIT, {**manifest, BEGUN: about})
 
 
@@ -42,6 +48,16 @@ def images(session: Session) -> dict[str, str]:
     """A digest of the training and of the validation images: of what they show, or of the sizes of very many files."""
     parts = [part.data for part in session.plan.stream.sessions] if session.plan is not None else [session.data]
     return {split: _digest(parts, split) for split in ("train", "val")}
+
+
+def start(session: Session) -> str | None:
+    """A digest of the adapter that the training goes on from; None where it begins anew."""
+    if session.recipe.init_from is None:
+        return None
+    whole = hashlib.sha256()
+    for file in sorted(path for path in Path(session.recipe.init_from).iterdir() if path.is_file()):
+        whole.update(f"{file.name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode("utf-8", "surrogateescape"))
+    return whole.hexdigest()
 
 
 def _digest(parts: Sequence[Any], split: str) -> str:
@@ -76,7 +92,8 @@ def read(run_dir: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         sound = isinstance(found["hash"], str) and isinstance(_begun(found), Mapping)
-        sound = sound and all(isinstance(_begun(found).get(key) or {}, Mapping) for key in ("settings", "images"))
+        sound = sound and all(isinstance(_begun(found).get(key) or {}, Mapping) for key in ("settings", "images", "backbone"))
+        sound = sound and isinstance((_begun(found).get("backbone") or {"spec": {}}).get("spec"), Mapping)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         sound = False
     if not sound:
@@ -129,6 +146,23 @@ def check_images(record: Mapping[str, Any], session: Session, run_dir: Path) -> 
                 "at least one is another image now. Resuming would mix two experiments: put the images back, or start a new "
                 "run with `limpet fit`."
             )
+
+
+def check_weights(record: Mapping[str, Any], session: Session, run_dir: Path) -> None:
+    """Refuse another backbone, or another adapter to go on from, than those that the training was begun with.
+
+    Raises:
+        ArtifactError: says what differs about the backbone.
+        RunError: the adapter is another one.
+    """
+    before = _begun(record)
+    if before.get("backbone"):
+        artifact.check_backbone(before, session.backbone, run_dir)
+    if "start" in before and before["start"] != start(session):
+        raise RunError(
+            f"The adapter that {run_dir} goes on from changed since the run was started (init_from is {session.recipe.init_from} "
+            "now). Resuming would mix two trainings: put it back, or start a new run with `limpet fit`."
+        )
 
 
 def _word(value: Any) -> str:

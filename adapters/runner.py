@@ -113,6 +113,7 @@ def _resume(run_dir: Path) -> Path:
                 f"The data changed since {run_dir} was started (split {before[:12]} then, {now[:12]} now): "
                 "resuming would mix two experiments. Start a new run with `limpet fit`."
             )
+        run_record.check_weights(record, session, run_dir)
         run_record.check_images(record, session, run_dir)
     if rank() > 0 and not learns_by_gradient(session):
         return run_dir

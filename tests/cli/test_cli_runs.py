@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -292,6 +293,41 @@ def test_resume_allows_what_changes_no_result(limpet, begun, place):
     rewrite(begun / "recipe.yaml", "num_workers: 0", "num_workers: 1")
     rewrite(begun / "recipe.yaml", "accelerator: cpu", "accelerator: auto")
     limpet("resume", "fish")
+
+
+def test_resume_finds_the_same_weights_where_they_lie_now(limpet, draw, place, monkeypatch):
+    """The backbone and the adapter that a training goes on from may move; others in their place are refused."""
+    from open_clip.model import CLIP
+    from safetensors.torch import save_file
+
+    sizes = {"embed_dim": 16, "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 16, "layers": 1, "head_width": 16},
+             "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}}  # fmt: skip
+    for name in ("clip", "another"):
+        (place / name).mkdir()
+        (place / name / "open_clip_config.json").write_text(json.dumps({"model_cfg": sizes}), encoding="utf-8")
+        save_file(CLIP(**sizes).state_dict(), place / name / "open_clip_model.safetensors")
+    draw(place / "mine", species=3, images=6)
+    words = ["data.root=mine", "method=lora", "backbone=clip", "run.name=lora"]
+    limpet("fit", "fish", *words)
+    release = stop_after(monkeypatch, 1)
+    limpet("fit", "fish", *words, "trainer.epochs=3", "init_from=lora", code=130)
+    release()
+    recipe = place / "runs" / "lora" / "002" / "recipe.yaml"
+    for folder, moved in (("clip", "moved"), ("runs/lora/001", "first")):
+        (place / folder).rename(place / moved)
+    begun_with = f"init_from: {place.resolve() / 'runs' / 'lora' / '001' / 'adapter' / 'v1'}"
+    rewrite(recipe, begun_with, "init_from: first/adapter/v1")
+    rewrite(recipe, "name: clip", "name: another")
+    out = limpet("resume", "lora/002", code=2)
+    assert "made on another backbone" in out and "weights (fingerprint)" in out
+    rewrite(recipe, "name: another", "name: moved")
+    card = place / "first" / "adapter" / "v1" / "README.md"
+    kept = card.read_bytes()
+    card.write_bytes(kept + b"changed")
+    out = limpet("resume", "lora/002", code=2)
+    assert "The adapter that runs/lora/002 goes on from changed" in out and "first/adapter/v1 now" in out
+    card.write_bytes(kept)
+    limpet("resume", "lora/002")
 
 
 def test_resume_refuses_other_images_of_the_same_names(limpet, begun, place):
