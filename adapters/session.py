@@ -167,7 +167,7 @@ def prepare(recipe: Recipe) -> Session:
     notes = [target.note for target in targets if target.note]
     kind = "instructions" if adapter.task == "ordering" else "class names"
     cut = plan.stream.report if plan is not None else []
-    about = [*unseen_names(backbone, classes, kind), *about_words, *precision_notes(recipe)]
+    about = [*unseen_names(backbone, classes, kind), *unread_texts(adapter, classes), *about_words, *precision_notes(recipe)]
     sections = [recipe.data, *recipe.evaluate.others.values(), *recipe.evaluate.shift.values()]
     known = sentences((backbone.spec.name, data_name(section)) for section in sections)
     session.notes = [*data.report, *cut, *known, *about, *notes]
@@ -352,6 +352,17 @@ def load_backbone(recipe: Recipe, spec: BackboneSpec) -> FrozenClip:
         _loaded[key] = FrozenClip.load(config, device=device)
     _loaded[key].text_memory = recipe.backbone.text_memory
     return _loaded[key]
+
+
+def unread_texts(adapter: Adapter, classes: ClassSet) -> list[str]:
+    """A sentence where classes have several texts, and the method learns the words before one of them."""
+    several = [name for name in classes.names if len(classes.texts[name]) > 1]
+    if not several or not adapter.learned_tokens(adapter.classes.names[0]):
+        return []
+    return [
+        f"{len(several)} of {len(classes)} classes have several texts; '{adapter.name}' puts its learned prompt before the first, "
+        f"such as '{classes.text(several[0])}', and leaves out the others."
+    ]
 
 
 def unseen_names(backbone: FrozenClip, classes: ClassSet, kind: str = "class names") -> list[str]:
