@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import io
-import os
-import re
 import signal
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .errors import LimpetError, nearest
+from .cli_errors import sentence
+from .cli_process import after_interrupt, close_output, complain, notice_signals, spoken
+from .errors import LimpetError
 from .screens import say, show_doctor, show_methods, show_recipes
 
 app = typer.Typer(
@@ -340,9 +337,7 @@ def recipes_copy(
         raise LimpetError(f"{target} is there already; give another name, or --force to overwrite it.")
     if not target.parent.is_dir():
         raise LimpetError(f"There is no folder {target.parent} to write {target.name} in.")
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    beside.write_bytes(source.read_bytes())
-    beside.replace(target)
+    _module("files").write_bytes(target, source.read_bytes())
     say(f"Wrote {target}. Change it, then: limpet check {target}")
 
 
@@ -370,7 +365,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 for a failure, 2 for a mistake of the user, 130 after Ctrl-C, 143 where the process was asked to
         end (SIGTERM), 141 where its output was closed before a run was finished.
     """
-    with _spoken():
+    with spoken():
         return _run(argv)
 
 
@@ -382,7 +377,7 @@ def _run(argv: Sequence[str] | None) -> int:
     shown = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # the sentence, not the source line
     stopped: list[int] = []
-    previous = _notice_signals(stopped)
+    previous = notice_signals(stopped)
     try:
         with _module("plugins").refused(not trusting):
             result = app(words, prog_name="limpet", standalone_mode=False)
@@ -394,168 +389,23 @@ def _run(argv: Sequence[str] | None) -> int:
     except SystemExit as exit_:  # Lightning leaves this way after Ctrl-C, typer when its output is closed
         code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
         if isinstance(exit_.__context__, BrokenPipeError):
-            code = _close_output()
+            code = close_output()
     except BrokenPipeError:
-        code = _close_output()
+        code = close_output()
     except Exception as err:
-        message = _sentence(err, words)
+        message = sentence(err, words, app)
         if message is None or debug:
             raise
-        _complain(message)
+        complain(message)
         code = 2
     finally:
         warnings.formatwarning = shown
         for number, handler in previous.items():
             signal.signal(number, handler)
     if stopped:
-        _after_interrupt()
+        after_interrupt()
         code = 128 + stopped[0]
     return code
-
-
-@contextlib.contextmanager
-def _spoken() -> Iterator[None]:
-    """Output that takes any text: what its encoding lacks becomes a ?, and where there is none (`>&-`) words are lost."""
-    streams = sys.stdout, sys.stderr
-    if sys.stdout is None:
-        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
-    if sys.stderr is None:
-        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
-    kept = [(stream, stream.errors) for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
-    for stream, errors in kept:
-        if errors == "strict" or (errors == "surrogateescape" and stream.encoding.lower() != "utf-8"):
-            stream.reconfigure(errors="replace")
-    try:
-        yield
-    finally:
-        for stream, errors in kept:
-            with contextlib.suppress(OSError, ValueError):  # closed meanwhile
-                stream.reconfigure(errors=errors)
-        sys.stdout, sys.stderr = streams
-
-
-def _close_output() -> int:
-    """After `limpet recipes | head`: nobody reads any more, and that is no failure, unless it ends a run."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if _unfinished() is None:
-        return 0
-    _after_interrupt()
-    return 128 + 13  # as a program that SIGPIPE ends
-
-
-def _notice_signals(seen: list[int]) -> dict[int, Any]:
-    """Remember that Ctrl-C was pressed or the process asked to end, whoever handles it; returns the handlers to restore."""
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    owner = os.getpid()
-
-    def interrupted(number: int, frame: Any) -> None:
-        seen.append(number)
-        signal.default_int_handler(number, frame)
-
-    def terminated(number: int, frame: Any) -> None:
-        if os.getpid() != owner:  # a process of a data loader, which inherited this
-            os._exit(128 + number)
-        seen.append(number)
-        raise SystemExit(128 + number)
-
-    previous = {}
-    for number, usual, handler in (
-        (signal.SIGINT, signal.default_int_handler, interrupted),
-        (signal.SIGTERM, signal.SIG_DFL, terminated),
-    ):
-        if signal.getsignal(number) == usual:
-            previous[int(number)] = signal.signal(number, handler)
-    return previous
-
-
-def _unfinished() -> Path | None:
-    """The run that this command was at, where it has not finished."""
-    runs = _module("runs")
-    run: Path | None = runs.current()
-    return run if run is not None and runs.is_run(run) and not runs.is_finished(run) else None
-
-
-def _after_interrupt() -> None:
-    if f"{__package__}.ranks" in sys.modules and _module("ranks").rank():  # one process of several speaks
-        return
-    run = _unfinished()
-    if run is not None:
-        _complain(f"continue with: limpet resume {_module('runs').short(run)}", "interrupted:")
-    else:
-        _complain("nothing to resume.", "interrupted:")
-
-
-def _complain(message: str, head: str = "error:") -> None:
-    """One sentence on stderr; the first word in red on a terminal."""
-    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-    with contextlib.suppress(OSError):  # nobody reads it
-        print(f"\033[1;31m{head}\033[0m {message}" if colour else f"{head} {message}", file=sys.stderr)
-
-
-def _sentence(err: Exception, words: Sequence[str]) -> str | None:
-    """The sentence for a mistake of the user; None for an error of ours."""
-    if _is_gone():
-        return "The folder that this terminal works in is gone: it was deleted or replaced. Go to another, or to it anew, with cd."
-    if isinstance(err, LimpetError) or _is_data_error(err):
-        return str(err)
-    if type(err).__module__.startswith(("click", "typer")):  # typer brings its own copy of click, or not
-        return _usage(err, words)
-    if isinstance(err, OSError) and err.strerror and not isinstance(err, ConnectionError | TimeoutError):
-        where = f"{err.filename}: " if err.filename else ""
-        return f"{where}{err.strerror} (--debug shows where)."
-    if isinstance(err, MemoryError) or "can't allocate memory" in str(err):
-        return "There is not enough memory: lower data.batch_size, backbone.text_memory or data.num_workers, or close other programs."
-    if type(err).__name__ == "OutOfMemoryError":
-        return "The GPU is out of memory: lower data.batch_size or backbone.text_memory, or set trainer=cpu."
-    return None
-
-
-def _is_gone() -> bool:
-    """Whether there is no working folder (any more); whatever fails then fails for that."""
-    try:
-        os.getcwd()  # noqa: PTH109
-    except FileNotFoundError:
-        return True
-    return False
-
-
-def _is_data_error(err: Exception) -> bool:
-    loaded = sys.modules.get(f"{__package__}.datamodules.errors")
-    return loaded is not None and isinstance(err, loaded.DataError)
-
-
-def _usage(err: Any, words: Sequence[str]) -> str:
-    """A sentence for a command line that typer cannot read."""
-    message = str(getattr(err, "message", "") or err).rstrip(".")
-    if message.startswith("No such command"):
-        word = re.findall(r"'([^']*)'", message)[0]
-        group = words[0] if words and words[0] in ("recipes", "cache") and words[0] != word else ""
-        known = _commands(group)
-        hint = nearest(word, known)
-        if group == "recipes" and not hint:
-            hint = f" To see a recipe: limpet recipes show {word}"
-        place = f"limpet {group}" if group else "limpet"
-        return f"There is no command '{place} {word}'.{hint} Commands of {place}: {', '.join(known)}."
-    if type(err).__name__ == "Abort":  # typer makes it of an EOFError, wherever that comes from
-        return "A file that was read ends too early; it is damaged, or was not copied whole (--debug shows which)."
-    if type(err).__name__ == "MissingParameter" and getattr(err, "param", None) is not None:
-        message = f"{str(err.param.name).upper()} is missing"
-    elif type(err).__name__ == "BadParameter" and getattr(err, "param", None) is not None:
-        message = (
-            f"{err.param.opts[0] if err.param.opts[0][:1] == '-' else err.param.name.upper()}: {message}"
-        )
-    option = getattr(err, "option_name", "")
-    dashed = next((w for w in words if "=" in w and option and w.startswith(f"{option}=")), None)
-    if dashed is not None:
-        return f"Settings are written without dashes: {dashed.lstrip('-')}"
-    command = " ".join(w for w in words[:1] if not w.startswith("-"))
-    return f"{message}. See: limpet {command + ' ' if command else ''}--help"
-
-
-def _commands(group: str) -> list[str]:
-    root: Any = typer.main.get_command(app)
-    return sorted(root.commands[group].commands if group else root.commands)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from .nodes import (
 from .recipe_grid import KEYS, read_cases, read_grid, words
 
 SWAPPED = ("method", "data", "trainer", "continual")  # sections whose parent a bare word replaces
-_CELLS = 100_000  # of a grid: more could not be run, and merging them alone would take minutes
+_CELLS = 10_000  # of a grid: reading more takes minutes, and running them months
 _PARENTS = 200  # recipes that one extends, directly or through others
 SHORTHANDS = {"backbone": "name", "data.augment": "preset"}  # a scalar for the section means this key of it
 
