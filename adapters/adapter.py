@@ -60,6 +60,7 @@ class Adapter(nn.Module):
     resize_mode: ClassVar[str | None] = None  # how images come to the network's size, where not as the backbone asks
     keeps_towers: ClassVar[bool] = False  # whether the saved state holds trained towers (large)
     selects_again: ClassVar[bool] = True  # whether `select` works after `add_classes`
+    joins_batches: ClassVar[bool] = False  # whether the loss is one of all processes' images (see gathering.py), not a mean of its own
     prompted: ClassVar[bool] = False  # whether `encode_text` puts a text into a learned prompt
 
     def __init__(self, config: Any) -> None:

@@ -49,6 +49,18 @@ def gathered_lists(items: Sequence[Any]) -> list[list[Any]]:
     return found
 
 
+def share(images: int, device: torch.device) -> float:
+    """What the mean loss of this process's `images` counts in the average of all processes' losses, where 1 is an equal part.
+
+    Averaged with these weights, means over unequal numbers of images are the mean over all images.
+    """
+    if processes() == 1:
+        return 1.0
+    every = torch.tensor([images], device=device)
+    dist.all_reduce(every)
+    return images * processes() / max(1, int(every))
+
+
 class _Gather(torch.autograd.Function):
     """Rows of all processes; backward sums the gradients of all and takes the own rows."""
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .adapter import Adapter, Batch
 from .errors import LimpetError, RunError
+from .gathering import share
 from .optim import build_optimiser, build_schedule, unreached
 from .recipe import OptimConfig
 
@@ -73,8 +74,10 @@ class AdaptationModule(lightning.LightningModule):
             raise RunError(
                 f"The loss became {loss.item()} at step {self.global_step}: lower optim.lr, or use trainer.precision=32-true."
             )
-        # The mean over all devices, where there are several.
-        self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch["path"]))
+        if not self.adapter.joins_batches:
+            loss = loss * share(0 if batch.get("repeated") else len(batch["path"]), loss.device)
+        # The mean over the devices, where there are several. Lightning rounds mean numbers of images: a step counts as a step.
+        self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
         return loss
 
     def _check(self, batch: Batch) -> None:

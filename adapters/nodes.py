@@ -25,6 +25,7 @@ _WORDS: dict[str, bool | None] = {"": None, "~": None, "null": None}
 _WORDS |= dict.fromkeys(("true", "yes", "on"), True) | dict.fromkeys(("false", "no", "off"), False)
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 LARGEST = 2**63 - 1  # what NumPy and PyTorch can hold
+_DEEPEST = 50  # sections and lists in one another
 _DIGITS = 1000  # more are not even read: Python refuses above some thousands
 _FLOAT = re.compile(
     r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
@@ -211,24 +212,26 @@ class _Reader:
         return section
 
 
-def parse_value(text: str, origin: str = COMMAND_LINE) -> Node:
+def parse_value(text: str, origin: str = COMMAND_LINE, depth: int = 0) -> Node:
     """Read the value of a command-line override: `[a, b]`, `{k: v}`, a quoted text, or the text as it is."""
     text = text.strip()
     if text[:1] in _CLOSING and _closes(text):
+        if depth == _DEEPEST:
+            raise RecipeError(f"{origin}: brackets stand in brackets more than {_DEEPEST} deep; no setting is as deep.")
         parts = split(text[1:-1], ",", origin)
         if parts and not parts[-1].strip():
             parts.pop()  # [a, b,] and []
         if text[0] == "[":
-            return Items(tuple(parse_value(part, origin) for part in parts), origin)
+            return Items(tuple(parse_value(part, origin, depth + 1) for part in parts), origin)
         section = Section({}, origin)
         for part in parts:
             key, colon, value = _key_value(part, origin)
             if not colon:
                 raise RecipeError(f"{origin}: '{part.strip()}' in '{text}' is not 'key: value'.")
-            name = parse_value(key, origin)
+            name = parse_value(key, origin, depth + 1)
             if not isinstance(name, Scalar) or name.text in section.items:
                 raise RecipeError(f"{origin}: '{key.strip()}' in '{text}' is not a key, or is given twice.")
-            section.put(name.text, parse_value(value, origin), origin)
+            section.put(name.text, parse_value(value, origin, depth + 1), origin)
         return section
     if len(text) > 1 and text[0] in _QUOTES and text[-1] == text[0]:
         try:
@@ -301,7 +304,10 @@ def merge(base: Section, over: Section) -> Section:
 
 def nested(dotted: str, node: Node, origin: str) -> Section:
     """The section in which one dotted key holds a node: `nested("a.b", n)` is {a: {b: n}}."""
-    for key in reversed(dotted.split(".")):
+    keys = dotted.split(".")
+    if len(keys) > _DEEPEST:
+        raise RecipeError(f"{origin}: the key '{dotted[:40]}...' has {len(keys)} parts; no setting is as deep.")
+    for key in reversed(keys):
         node = Section({key: node}, origin, {key: origin})
     assert isinstance(node, Section)
     return node

@@ -24,6 +24,7 @@ class OrderingAdapter(Adapter):
     """
 
     task: ClassVar[str] = "ordering"
+    joins_batches: ClassVar[bool] = True
     follows_instructions: ClassVar[bool] = True  # whether other words can give another order
     slope: Tensor
     offset: Tensor

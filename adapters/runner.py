@@ -341,7 +341,9 @@ def gradient_training(
         )
         session.adapter.train()
         if rank() == 0 and trainer.world_size > 1:
-            compute_for(loader.make(), recipe.trainer.epochs)  # cached before other processes ask for it
+            alone = loader.make()
+            check_shares(session, alone, trainer.world_size)
+            compute_for(alone, recipe.trainer.epochs)  # cached before other processes ask for it
         ready_to_train()
         try:
             trainer.fit(module, loader, ckpt_path=usable(run_dir / CHECKPOINT, module))
@@ -359,6 +361,29 @@ def gradient_training(
         best.restore(module)
     elif regulariser is not None:
         regulariser.finish(session.adapter)
+
+
+def check_shares(session: Session, loader: Any, processes: int) -> None:
+    """Refuse more processes than there are training images, or lists of them to be ordered.
+
+    Args:
+        session: the run.
+        loader: its training batches as one process alone takes them.
+        processes: how many are to train together.
+
+    Raises:
+        RecipeError: some would have nothing to learn from.
+    """
+    if getattr(session.data, "unlabelled_training", False):  # drawn for every process anew
+        return
+    lists = session.adapter.task == "ordering"
+    found = len(loader) if lists else len(session.data.restrict(session.training_classes.names).samples["train"])
+    if found < processes:
+        raise RecipeError(
+            f"{processes} processes are to train together (trainer.devices, trainer.num_nodes), and there "
+            f"{'is' if found == 1 else 'are'} {found} {'list' if lists else 'image'}{'' if found == 1 else 's'} to learn from: "
+            f"take {found} or fewer."
+        )
 
 
 def make_trainer(recipe: Recipe, **settings: Any) -> lightning.Trainer:

@@ -239,7 +239,12 @@ def check_labels(method: type[Adapter], config: Any, spec: BackboneSpec, data: A
 
 
 def check_device(recipe: Recipe) -> None:
-    """Refuse an accelerator that this machine does not have."""
+    """Refuse an accelerator that this machine does not have, and ways to start processes that a run does not go along with."""
+    if recipe.trainer.strategy.startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")):
+        raise RecipeError(
+            f"trainer.strategy={recipe.trainer.strategy} copies the run into other processes, which cannot be done. Use "
+            "trainer.strategy=ddp, which starts them anew."
+        )
     wanted = recipe.trainer.accelerator
     if wanted not in ("auto", "cpu") and device_of(wanted).type == "cpu":
         raise RecipeError(f"trainer.accelerator is '{wanted}', but PyTorch finds none on this machine. Use trainer=cpu.")

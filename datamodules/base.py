@@ -339,13 +339,14 @@ class DataModule(LightningDataModule):
         """Batches of a split (see `collate`); records unreadable images, leaves global generators alone."""
         dataset = self.dataset(split, augment, view=view)
         size = batch_size or self.config.batch_size
+        sampler = EpochSampler(dataset, self.seed, shuffle, size, drop_last)
         return ImageLoader(
             dataset,
             batch_size=size,
-            sampler=EpochSampler(dataset, self.seed, shuffle),
+            sampler=sampler,
             num_workers=self.config.num_workers,
             collate_fn=collate,
-            drop_last=drop_last and len(dataset) >= size,
+            drop_last=sampler.drop_last,
             generator=torch.Generator().manual_seed(self.seed),
         )
 

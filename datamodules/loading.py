@@ -166,27 +166,42 @@ def process() -> tuple[int, int]:
 class EpochSampler(DistributedSampler[Any]):
     """An order that depends on (seed, epoch) alone, dealt out to processes where there are several.
 
-    `set_epoch`, which Lightning calls before each epoch, also sets the data set's epoch.
+    The processes' batches of a step are together the batch that one process would take of their joined size; no image is
+    dealt out twice. `set_epoch`, which Lightning calls before each epoch, also sets the data set's epoch.
+
+    Args:
+        dataset: the images.
+        seed: of the order.
+        shuffle: whether the order is random.
+        batch_size: of one process.
+        drop_last: whether the images of a short last batch are left out, where there are other batches.
+
+    Attributes:
+        drop_last: whether some can be left out: there are enough images for a batch of every process.
     """
 
-    def __init__(self, dataset: ImageDataset, seed: int, shuffle: bool) -> None:
+    def __init__(self, dataset: ImageDataset, seed: int, shuffle: bool, batch_size: int = 1, drop_last: bool = False) -> None:
         rank, ranks = process()
         super().__init__(dataset, num_replicas=ranks, rank=rank, shuffle=shuffle)
         self._images = dataset
         self._order_seed = seed
+        together, images = batch_size * ranks, len(dataset)
+        self.drop_last = drop_last and images >= together
+        self._dealt = images - images % together if self.drop_last else images
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order, and the random transforms, of an epoch."""
         super().set_epoch(epoch)
         self._images.epoch = epoch
 
+    def __len__(self) -> int:
+        return len(range(self.rank, self._dealt, self.num_replicas))
+
     def __iter__(self) -> Iterator[int]:
         order = list(range(len(self._images)))
         if self.shuffle:
             random.Random(digest(self._order_seed, "order", self.epoch)).shuffle(order)
-        while order and len(order) < self.total_size:  # every process gets as many
-            order += order[: self.total_size - len(order)]
-        return iter(order[self.rank : self.total_size : self.num_replicas])
+        return iter(order[self.rank : self._dealt : self.num_replicas])
 
 
 def _in_own_words(batches: Iterator[Any]) -> Iterator[Any]:
@@ -203,8 +218,8 @@ def _in_own_words(batches: Iterator[Any]) -> Iterator[Any]:
 class ImageLoader(DataLoader[Item]):
     """A loader that notes unreadable images in the main process and skips batches of nothing else.
 
-    Among several processes a batch is repeated for each that was skipped: those that wait for one another must take as
-    many steps.
+    Among several processes a batch is repeated, and says so (`repeated`), for each that was skipped: those that wait for
+    one another must take as many steps.
     """
 
     def __iter__(self) -> Any:
@@ -222,4 +237,4 @@ class ImageLoader(DataLoader[Item]):
         if owed and last is None:
             raise DataError(f"None of the images that process {process()[0] + 1} of {process()[1]} was to read can be decoded.")
         for _ in range(owed):
-            yield last
+            yield {**last, "repeated": True}

@@ -127,12 +127,12 @@ class ListSampler(Sampler[list[ListItem]]):
         return sum(math.ceil(len(m) / self.positives) for m in self.members.values())
 
     def __len__(self) -> int:
-        return math.ceil(self._count() / self.ranks)
+        return self._count() // self.ranks
 
     def __iter__(self) -> Iterator[list[ListItem]]:
+        """Lists of this process; of several processes each gets as many, and none twice: some are left out of an epoch."""
         lists = self._lists(random.Random(digest(self.seed, "lists", self.epoch)))
-        lists += lists[: len(self) * self.ranks - len(lists)]  # every process gets as many
-        return iter(lists[self.rank :: self.ranks])
+        return iter(lists[self.rank : len(self) * self.ranks : self.ranks])
 
     def _lists(self, rng: random.Random) -> list[list[ListItem]]:
         chosen: list[tuple[int, list[int]]] = []

@@ -73,6 +73,7 @@ class Contrastive(TowerAdapter):
     """
 
     keeps_towers = True
+    joins_batches = True
 
     @classmethod
     def supports(cls, config: Config, spec: BackboneSpec) -> str | None:

@@ -23,6 +23,11 @@ CASES = {
     "contrastive": ["method=contrastive", "method.temperature=10", "optim.name=sgd", "optim.lr=0.01", "data.augment.views=0"],
 }
 TWO = ["data.batch_size=4", "trainer.devices=2", "trainer.strategy=ddp"]
+SEVEN = ["data.species=7", "data.train=3", "data.shots=3", *(word for word in SMALL if not word.startswith(("data.s", "data.tr")))]
+ODD = {  # 21 images and the batch of one process: the last five are left out; all are one batch, of eleven and of ten images
+    "left out": ["data.batch_size=16", *CASES["features"], *SEVEN],
+    "all at once": ["data.batch_size=36", *CASES["images"], *SEVEN],
+}
 WATCH = """
 import os, sys
 writer = os.open(os.path.join(os.environ["WRITERS"], f"{os.getpid()}"), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
@@ -88,6 +93,28 @@ def test_two_devices_give_what_one_gives(case, separately, tmp_path):
     assert len(written) == 2 and sum(map(bool, written)) == 1
     assert {path.name for path in two.iterdir()} == {path.name for path in one.iterdir()}
     assert cache_of(tmp_path / "one") == cache_of(tmp_path / "two")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ODD)
+def test_numbers_of_images_that_two_do_not_divide(case, separately, tmp_path):
+    size, *words = ODD[case]
+    half = f"data.batch_size={int(size.partition('=')[2]) // 2}"
+    command = ["-m", "limpet", "fit", "quickstart", *words]
+    one, _ = fit_and_watch(separately, tmp_path / "one", *command, size)
+    two, _ = fit_and_watch(separately, tmp_path / "two", *command, *TWO[1:], half)
+    check_equal(one, two)
+
+
+def test_ways_that_several_devices_cannot_train_are_refused(tmp_path):
+    env = {**os.environ, "LIMPET_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    for words, said in (
+        (["trainer.strategy=ddp_spawn"], "trainer.strategy=ddp_spawn copies the run into other processes"),
+        (["trainer.devices=4", "trainer.strategy=ddp", "classes.first=1"], "there are 3 images to learn from: take 3"),
+    ):
+        command = [sys.executable, "-m", "limpet", "fit", "quickstart", *SEVEN, "method=clip_adapter", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and said in done.stderr, done.stderr
 
 
 @pytest.mark.slow

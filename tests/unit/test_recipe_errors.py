@@ -172,6 +172,9 @@ def test_empty_file_and_empty_sections_are_the_base(tmp_path):
         (["optim=3"], "command line: 'optim' is a section of keys; found '3'"),
         (["optim.lr.x=3"], "command line: optim.lr must be a number; found a section with keys"),
         (["classes.texts={a}"], "'a' in '{a}' is not 'key: value'"),
+        (["classes.include=" + "[" * 900 + "]" * 900], "brackets stand in brackets more than 50 deep"),
+        (["classes.texts=" + "{a: " * 1500 + "1" + "}" * 1500], "brackets stand in brackets more than 50 deep"),
+        ([".".join("a" * 800) + "=1"], "has 800 parts; no setting is as deep"),
         (["classes.texts={a: b, a: c}"], "'a' in '{a: b, a: c}' is not a key, or is given twice"),
     ],
 )
