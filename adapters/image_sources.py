@@ -99,6 +99,8 @@ def find_sources(paths: str | Sequence[str]) -> list[Located]:
 
 
 def _at(path: str) -> list[Located]:
+    if not path.strip():
+        raise LimpetError("The name of the images is empty: name a file, a folder (. is this one), a zip or a pattern.")
     place = Path(path).expanduser()
     if place.is_file():
         return _file(str(place))

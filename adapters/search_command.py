@@ -120,6 +120,8 @@ def search_command(
     from rich.text import Text
 
     console = console or Console()
+    if out is not None and out.suffix.lower() != ".csv":
+        raise LimpetError(f"What is found is written as CSV, with a contact sheet beside it; {out} should end in .csv.")
     index = ImageIndex.load(folder)
     image = Path(query).expanduser() if len(query) < 1000 and "\0" not in query else None
     is_image = image is not None and _is_file(image)

@@ -161,6 +161,7 @@ def test_mistakes_are_answered_with_a_sentence(limpet, fish, place):
         (("search", "it", " "), "text to search for is empty"),
         (("search", "it", "none.png"), "There is no image none.png"),
         (("search", "it", "bad.png"), "cannot be read"),
+        (("search", "it", "a fish", "--out", "found.png"), "found.png should end in .csv"),
     ):
         assert message in " ".join(limpet(*words, code=2).split())
     info = json.loads((place / "it/index.json").read_text())

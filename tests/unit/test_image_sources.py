@@ -100,3 +100,9 @@ def test_huge_pictures_and_pages_on_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(images, "MAX_PIXELS", 1000)
     assert "60x40 pixels are too many" in outcome(str(tmp_path / "huge.png"))
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_folder_one_is_in(name):
+    with pytest.raises(LimpetError, match="name of the images is empty"):
+        find_sources(name)
