@@ -167,3 +167,24 @@ def test_schemas_have_their_names():
 
 def test_sample_is_a_value():
     assert Sample("a", 1) == Sample("a", 1)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("size", [1, 2, 5, 20])
+def test_what_several_processes_read_in_a_step_is_the_batch_of_one(ranks, size, monkeypatch):
+    """Each image once, whether the number of images is a multiple of the batches or not."""
+    from limpet.datamodules import loading
+
+    def batches(size):
+        loader = _reef(batch_size=size).train_dataloader()
+        loader.sampler.set_epoch(3)
+        return [batch["path"] for batch in loader]
+
+    one = batches(size * ranks)
+    shares = []
+    for rank in range(ranks):
+        monkeypatch.setattr(loading, "process", lambda rank=rank: (rank, ranks))
+        shares.append(batches(size))
+    joined = [sorted(path for part in parts for path in part) for parts in zip(*shares, strict=True)]
+    assert joined == [sorted(batch) for batch in one]
+    assert len({path for batch in joined for path in batch}) == sum(map(len, joined)) > 0

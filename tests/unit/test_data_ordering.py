@@ -177,6 +177,17 @@ def test_lists_hold_one_category_and_every_image_once():
     assert len(set(batch["instruction"])) == 1
 
 
+def test_several_processes_share_the_lists(monkeypatch):
+    from limpet.datamodules import ordered
+
+    one, shares = lists_of(reef(batch_size=8))[0], []
+    for rank in range(4):
+        monkeypatch.setattr(ordered, "process", lambda rank=rank: (rank, 4))
+        shares.append(lists_of(reef(batch_size=8))[0])
+    assert [len(share) for share in shares] == [1, 1, 1, 1]  # of six: two are left out, none comes twice
+    assert [share[0] for share in shares] == one[:4]
+
+
 def test_an_image_of_the_lists_asked_for_by_number_is_as_it_is():
     data = reef(negatives=0.2)
     dataset = data.train_dataloader().dataset
