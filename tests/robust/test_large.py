@@ -80,14 +80,13 @@ def test_21000_classes_fit_in_memory(separately, tmp_path):
 
 
 def test_answers_of_many_images_about_many_classes_are_not_kept_as_probabilities(separately, tmp_path):
-    """One test image of each class: the scores of 3,000 are 36 MB, and their probabilities would be 72."""
+    """One test image of each class: the scores of 6,000 are 138 MiB, and their probabilities would be 275."""
     script = """
 import resource, torch
 from pathlib import Path
-from limpet.calibration import calibrate
 from limpet.classes import ClassSet
 from limpet.tasks.classification import Outcome
-import sklearn.metrics, scipy.optimize, torchmetrics.functional.classification
+import sklearn.metrics, torchmetrics.functional.classification
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
@@ -101,10 +100,9 @@ before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpage
 outcome = Outcome(ClassSet(names), parts, labels, ["x.png"] * len(labels), 2.0)
 assert outcome.metrics()["classes"] == COUNT == len(outcome.per_class())
 assert len(outcome.predictions()) == len(labels)
-assert calibrate(outcome.parts, labels).classes == COUNT
 print("more", peak() - before, "scores", sum(p.nbytes for p in parts) >> 20)
-""".replace("COUNT", "3_000")
+""".replace("COUNT", "6_000")
     done = separately(tmp_path, "-c", script)
     words = done.stdout.split("more ")[-1].split()
     print(f"scores of {words[2]} MiB, and {words[0]} MiB more to measure them")
-    assert int(words[0]) < 100  # a block at a time; all probabilities several times over would be 300
+    assert int(words[0]) < 250  # some blocks of 16

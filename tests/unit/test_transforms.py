@@ -52,8 +52,10 @@ def test_long_images_are_scaled_like_others(resize_mode, interpolation, size, sh
     if resize_mode == "longest" and shape[0] // shape[1] + shape[1] // shape[0] > 40:
         pytest.skip("open_clip has no row of pixels left")
     values = {**PLAIN, "std": [1, 1, 1], "resize_mode": resize_mode, "interpolation": interpolation, "size": size}
-    theirs = image_transform(size if isinstance(size, int) else tuple(size), False, PLAIN["mean"], [1, 1, 1], resize_mode, interpolation)
-    image = picture(*shape).point(lambda value: 64 + value // 2)  # black and white cut off what the first of two passes overshoots
+    shown = size if isinstance(size, int) else tuple(size)
+    theirs = image_transform(shown, False, PLAIN["mean"], [1, 1, 1], resize_mode, interpolation)
+    # not to black and white, where what the first of two passes overshoots is cut off
+    image = picture(*shape).point(lambda value: 64 + value // 2)
     torch.testing.assert_close(ImageTransform.of(values)(image), theirs(image), rtol=0, atol=2.001 / 255)
 
 
