@@ -5,7 +5,7 @@ Of 21,000 images and as many classes all probabilities at once would be 3.5 GB, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +54,15 @@ def blocks(logits: Logits) -> Iterator[tuple[slice, Tensor]]:
 def answers(logits: Logits, labels: Tensor, temperature: float = 1.0) -> Answers:
     """Go through logits (N, C), divided by a temperature, with true classes (N,)."""
     labels = labels.cpu()
-    return joined([of_probabilities(probabilities(block / temperature), labels[rows]) for rows, block in blocks(logits)])
+    # laid out beforehand: small results between large blocks would keep the memory of each from being used again
+    predicted, confidence = torch.zeros(len(labels), dtype=torch.long), torch.zeros(len(labels), dtype=torch.float64)
+    near, finite, most, classes = torch.zeros(len(labels), dtype=torch.bool), True, 0, 0
+    for rows, block in blocks(logits):
+        found = of_probabilities(probabilities(block / temperature), labels[rows])
+        predicted[rows], confidence[rows], near[rows] = found.predicted, found.confidence, found.near
+        finite, most, classes = finite and found.finite, found.most, found.classes
+        del found
+    return Answers(predicted, confidence, near, most, classes, finite)
 
 
 def of_probabilities(probability: Tensor, labels: Tensor) -> Answers:
@@ -72,9 +80,3 @@ def of_probabilities(probability: Tensor, labels: Tensor) -> Answers:
     confidence, predicted = probability.max(dim=-1)
     near = (probability.topk(most, dim=-1).indices == labels[:, None]).any(dim=-1)
     return Answers(predicted, confidence, near, most, classes, bool(torch.isfinite(probability).all()))
-
-
-def joined(parts: Sequence[Answers]) -> Answers:
-    """Parts one below the other."""
-    predicted, confidence, near = (torch.cat([getattr(p, name) for p in parts]) for name in ("predicted", "confidence", "near"))
-    return Answers(predicted, confidence, near, parts[0].most, parts[0].classes, all(part.finite for part in parts))
