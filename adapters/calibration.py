@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
+from .answers import answers, blocks
 from .errors import LimpetError
 
 if TYPE_CHECKING:
@@ -95,23 +97,23 @@ class Calibration:
         return found if BOUNDS[0] <= found.temperature <= BOUNDS[1] and curve and shares else None
 
 
-def calibrate(logits: Tensor, labels: Tensor) -> Calibration | None:
+def calibrate(logits: Tensor | Sequence[Tensor], labels: Tensor) -> Calibration | None:
     """Fit temperature and curve on validation answers; None without any.
 
     Args:
-        logits: (N, C).
+        logits: (N, C), whole or in parts one below the other.
         labels: (N,), 0..C-1.
     """
     if not len(labels):
         return None
     temperature = fit_temperature(logits, labels)
-    confidence, predicted = (logits.detach().cpu().double() / temperature).softmax(-1).max(-1)
-    right = predicted == labels.cpu()
-    curve = risk_coverage(confidence.tolist(), right.tolist())
-    return Calibration(temperature, len(labels), logits.shape[1], tuple(curve))
+    found = answers((block.cpu().double() for _, block in blocks(logits)), labels, temperature)
+    right = found.predicted == labels.cpu()
+    curve = risk_coverage(found.confidence.tolist(), right.tolist())
+    return Calibration(temperature, len(labels), found.classes, tuple(curve))
 
 
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+def fit_temperature(logits: Tensor | Sequence[Tensor], labels: Tensor) -> float:
     """The temperature with the least negative log-likelihood of labels (N,) under softmax(logits / T), logits (N, C).
 
     It is 1 where nothing can be fitted: a single class, or no answer wrong (the likelihood then grows for ever as T
@@ -119,13 +121,17 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """
     from scipy.optimize import minimize_scalar
 
-    scores, labels = logits.detach().cpu().double(), labels.cpu().long()
-    if scores.shape[1] < 2 or bool((scores.argmax(-1) == labels).all()):
+    true = labels.cpu().long()
+    if all(block.shape[1] < 2 or bool((block.argmax(-1).cpu() == true[rows]).all()) for rows, block in blocks(logits)):
         return 1.0
 
     def loss(log_temperature: float) -> float:
-        logp = (scores / float(np.exp(log_temperature))).log_softmax(-1)
-        return -float(logp[range(len(labels)), labels].mean())
+        temperature = float(np.exp(log_temperature))
+        parts = []
+        for rows, block in blocks(logits):
+            logp = (block.cpu().double() / temperature).log_softmax(-1)
+            parts.append(logp[range(len(logp)), true[rows]])
+        return -float(torch.cat(parts).mean())
 
     low, high = np.log(BOUNDS[0]), np.log(BOUNDS[1])
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-8})

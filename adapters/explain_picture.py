@@ -94,7 +94,9 @@ def _support(part: Any, found: Evidence, find: Callable[[str], Any]) -> None:
     for axis, one in zip(axes, found.support, strict=True):
         image = find(one.path) if one.path else None
         if image is not None:
-            axis.imshow(image.convert("RGB"))
+            image = image.convert("RGB")
+            image.thumbnail((640, 640))  # Matplotlib keeps several copies of what it shows
+            axis.imshow(image)
         else:
             axis.text(0.5, 0.5, "image not\nfound", ha="center", va="center", fontsize=8, color="grey", transform=axis.transAxes)
         label = one.label if len(one.label) <= 24 else f"{one.label[:23]}…"

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import files
+from .transforms import squashed
 
 SIDE = 224
 _STRENGTH = 0.6  # of the colours over the image
@@ -29,7 +30,7 @@ def write(target: Path, image: Any, patches: Tensor, limits: tuple[float, float]
     from matplotlib import colormaps
     from PIL import Image
 
-    base = np.asarray(image.convert("RGB").resize((SIDE, SIDE)), dtype=np.float64) / 255
+    base = np.asarray(squashed(image.convert("RGB"), SIDE, SIDE), dtype=np.float64) / 255
     low, high = limits
     values = F.interpolate(patches[None, None].float(), size=(SIDE, SIDE), mode="bilinear", align_corners=False)[0, 0]
     level = ((values - low) / max(high - low, 1e-12)).clamp(0, 1).numpy()

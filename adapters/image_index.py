@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from . import artifact, files
 from ._version import __version__
-from .errors import LimpetError
+from .errors import LimpetError, exhausted
 from .pooling import MultiCrop, check_pooling, pooled
 from .progress import Progress
 from .sections import POOLINGS
@@ -295,6 +295,8 @@ def _prepared(image: Any, transform: Any) -> Any:
             image = importlib.import_module(".datamodules.images", __package__).read_image(image)
         return transform(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, MemoryError, EOFError) as error:
+        if exhausted(error):  # says nothing about the image
+            raise
         return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .answers import Answers, Logits, answers, of_probabilities
 from .errors import LimpetError
 
 ECE_BINS = 15
@@ -25,27 +26,26 @@ class ClassScore:
     accuracy: float | None
 
 
-def probabilities(logits: Tensor) -> Tensor:
-    """Softmax in float64: (N, C) -> (N, C) on the CPU."""
-    return logits.detach().cpu().double().softmax(dim=-1)
-
-
-def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float | int]:
+def classification_metrics(logits: Logits, labels: Tensor) -> dict[str, float | int]:
     """The headline metrics of one label space, from logits (N, C) and labels (N,); see `scores`."""
-    return scores(probabilities(logits), labels)
-
-
-def per_class_accuracy(logits: Tensor, labels: Tensor) -> tuple[list[int], list[float]]:
-    """Number of images and accuracy of each class, in label order; accuracy 0 where a class has no image."""
-    found = per_class(logits.argmax(dim=-1), labels, logits.shape[1])
-    return [score.images for score in found], [score.accuracy or 0.0 for score in found]
+    return measured(answers(logits, labels), labels)
 
 
 def scores(probability: Tensor, labels: Tensor) -> dict[str, float | int]:
+    """The headline metrics of one label space, see `measured`.
+
+    Args:
+        probability: (N, C), rows sum to one.
+        labels: (N,) true classes, 0..C-1.
+    """
+    return measured(of_probabilities(probability.detach().cpu().double().clamp(0, 1), labels.cpu()), labels)
+
+
+def measured(found: Answers, labels: Tensor) -> dict[str, float | int]:
     """Return the headline metrics of one label space.
 
     Args:
-        probability: (N, C), rows sum to one (see `probabilities` for logits).
+        found: the answers in short.
         labels: (N,) true classes, 0..C-1.
 
     Returns:
@@ -56,37 +56,39 @@ def scores(probability: Tensor, labels: Tensor) -> dict[str, float | int]:
         LimpetError: If there are no images, or the answers are not finite.
         ValueError: If shapes or labels do not fit.
     """
-    probability, labels = _checked(probability, labels)
-    count, classes = probability.shape
+    labels = _checked(found, labels)
     from sklearn.metrics import f1_score, recall_score
 
-    true, predicted = labels.numpy(), probability.argmax(dim=-1).numpy()
+    true, predicted = labels.numpy(), found.predicted.numpy()
     present = np.unique(true)
     over_present: dict[str, Any] = {"labels": present, "average": "macro", "zero_division": 0}
     result: dict[str, float | int] = {
         "accuracy": float((true == predicted).mean()),
         "balanced_accuracy": float(recall_score(true, predicted, **over_present)),
         "macro_f1": float(f1_score(true, predicted, **over_present)),
-        "ece": calibration_error(probability, labels),
+        "ece": expected_error(found, labels),
     }
-    if classes >= 3:
-        k = min(5, classes - 1)
-        best = probability.topk(k, dim=-1).indices
-        result[f"top{k}"] = float((best == labels[:, None]).any(dim=-1).double().mean())
-    return {**result, "images": count, "classes": classes}
+    if found.classes >= 3:
+        result[f"top{found.most}"] = float(found.near.double().mean())
+    return {**result, "images": len(labels), "classes": found.classes}
 
 
 def calibration_error(probability: Tensor, labels: Tensor, bins: int = ECE_BINS) -> float:
+    """Expected calibration error of probabilities (N, C), see `expected_error`."""
+    return expected_error(of_probabilities(probability.detach().cpu().double().clamp(0, 1), labels.cpu()), labels, bins)
+
+
+def expected_error(found: Answers, labels: Tensor, bins: int = ECE_BINS) -> float:
     """Expected calibration error: mean distance of confidence and accuracy over equal bins of confidence."""
-    probability, labels = _checked(probability, labels)
-    if probability.shape[1] == 1:
+    labels = _checked(found, labels)
+    if found.classes == 1:
         return 0.0
     from torchmetrics.functional.classification import multiclass_calibration_error
 
-    classes = probability.shape[1]
-    return float(
-        multiclass_calibration_error(probability, labels, num_classes=classes, n_bins=bins, norm="l1")
-    )
+    # Only the greatest probability, and whether it is the right one, counts: the answer given against all others.
+    pair = torch.stack([found.confidence, torch.zeros_like(found.confidence)], dim=1)
+    wrong = (found.predicted != labels).long()
+    return float(multiclass_calibration_error(pair, wrong, num_classes=2, n_bins=bins, norm="l1"))
 
 
 def per_class(predicted: Tensor, labels: Tensor, classes: int) -> list[ClassScore]:
@@ -117,20 +119,16 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
     return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None
 
 
-def _checked(probability: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    probability, labels = probability.detach().cpu().double(), labels.detach().cpu().long()
-    if probability.ndim != 2 or labels.shape != probability.shape[:1]:
-        raise ValueError(
-            f"Probabilities must be (N, C) and labels (N,); got {tuple(probability.shape)} and {tuple(labels.shape)}."
-        )
+def _checked(found: Answers, labels: Tensor) -> Tensor:
+    labels = labels.detach().cpu().long()
+    if labels.shape != found.predicted.shape:
+        raise ValueError(f"There must be one label an answer; got {tuple(labels.shape)} and {tuple(found.predicted.shape)}.")
     if not len(labels):
         raise LimpetError("There are no test images of these classes to measure on.")
-    if int(labels.min()) < 0 or int(labels.max()) >= probability.shape[1]:
-        raise ValueError(
-            f"Labels must be 0..{probability.shape[1] - 1}; got {int(labels.min())}..{int(labels.max())}."
-        )
-    if not torch.isfinite(probability).all():
+    if int(labels.min()) < 0 or int(labels.max()) >= found.classes:
+        raise ValueError(f"Labels must be 0..{found.classes - 1}; got {int(labels.min())}..{int(labels.max())}.")
+    if not found.finite:
         raise LimpetError(
             "Some answers are not numbers: the training diverged. Lower optim.lr and fit again."
         )
-    return probability.clamp(0, 1), labels
+    return labels

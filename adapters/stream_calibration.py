@@ -34,7 +34,7 @@ def fit(adapter: Adapter, sessions: Iterable[Any], seen: ClassSet) -> Calibratio
         None without validation images.
     """
     answers = [evaluate(adapter, data.within(seen.names).val_dataloader(), seen) for data in sessions]
-    return calibrate(torch.cat([a.logits for a in answers]), torch.cat([a.labels for a in answers]))
+    return calibrate([part for a in answers for part in a.parts], torch.cat([a.labels for a in answers]))
 
 
 def note(metrics: dict[str, Any], spaces: Spaces, content: Mapping[str, Any], plan: Plan) -> None:

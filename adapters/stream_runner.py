@@ -298,8 +298,8 @@ class StreamRun:
                 if answer is not None:
                     found.outcomes[f"task:{part.name}"] = answer
         elif given:
-            logits, labels = (torch.cat([getattr(a, name) for a in given]) for name in ("logits", "labels"))
-            found.outcomes["all"] = Outcome(given[0].classes, logits, labels, [path for a in given for path in a.paths])
+            parts, paths = ([one for a in given for one in getattr(a, name)] for name in ("parts", "paths"))
+            found.outcomes["all"] = Outcome(given[0].classes, parts, torch.cat([a.labels for a in given]), paths)
         return found
 
     def finish(self, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -358,7 +358,7 @@ class StreamRun:
                 continue
             names = self.plan.candidates(after, number).names
             columns = [answer.classes.names.index(name) for name in names]
-            predicted = torch.tensor(columns)[answer.logits[:, columns].argmax(1)]
+            predicted = torch.cat([torch.tensor(columns)[part[:, columns].argmax(1)] for part in answer.parts])
             right, total = right + int((predicted == answer.labels).sum()), total + len(answer.labels)
         return right / total if total else None
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL.Image import Resampling
 from torch import Tensor
 from torchvision.transforms import ColorJitter, InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
@@ -18,6 +20,10 @@ RATIO = (3 / 4, 4 / 3)
 # Stains differ a little in strength and tint between laboratories; stronger changes would cross class
 # borders.
 STAIN = {"brightness": 0.15, "contrast": 0.15, "saturation": 0.15, "hue": 0.03}
+# Images of extreme shapes are scaled in ways that need little memory: plainly, a million pixels in a row would take 16 GB.
+# These ways round differently, so ordinary images do not go through them.
+LONG = 32  # times the area of the result: what an image becomes before its centre is cut out
+SIDE = 2**16  # of an image that is squashed: a JPEG's is smaller
 
 
 @dataclass(frozen=True)
@@ -97,20 +103,24 @@ class ImageTransform:
     def _resized(self, image: Any) -> Any:
         height, width = self.size
         if self.resize_mode == "squash":
-            return F.resize(image, [height, width], self._mode)
+            return squashed(image, height, width, self._mode)
         if self.resize_mode == "longest":
-            return _crop_or_pad(self._scaled(image, max, self._mode), height, width, self.fill)
-        if height == width:
-            image = F.resize(image, [height], self._mode)
+            high, wide = (max(1, side) for side in self._scaled(image, max))  # a side of a pixel or two would round to none
+            return _crop_or_pad(squashed(image, high, wide, self._mode), height, width, self.fill)
+        if height == width:  # torchvision cuts off the fraction of a pixel here
+            short = min(image.size)
+            scaled, mode = [int(height * image.height / short), int(width * image.width / short)], self._mode
         else:
-            image = self._scaled(image, min, InterpolationMode.BICUBIC)
-        return F.center_crop(image, [height, width])
+            scaled, mode = self._scaled(image, min), InterpolationMode.BICUBIC
+        if scaled[0] * scaled[1] > LONG * height * width:
+            return _middle(image, scaled, height, width, mode)
+        return F.center_crop(F.resize(image, scaled, mode), [height, width])
 
-    def _scaled(self, image: Any, side: Any, mode: InterpolationMode) -> Any:
-        """Scale an image so that its longer (max) or shorter (min) side, relative to the target, fits."""
+    def _scaled(self, image: Any, side: Any) -> list[int]:
+        """Height and width of an image whose longer (max) or shorter (min) side, relative to the target, fits."""
         width, height = image.size
         ratio = side(height / self.size[0], width / self.size[1])
-        return F.resize(image, [round(height / ratio), round(width / ratio)], mode)
+        return [round(height / ratio), round(width / ratio)]
 
     def _augmented(self, image: Any) -> Any:
         if self.preset == "mirror":  # nothing may be cut off where the image is a quantity
@@ -131,8 +141,31 @@ class ImageTransform:
         return image
 
 
+def squashed(image: Any, height: int, width: int, mode: InterpolationMode = InterpolationMode.BICUBIC) -> Any:
+    """An image brought to a height and a width, whatever its own are."""
+    if max(image.size) <= SIDE:
+        return F.resize(image, [height, width], mode)
+    return image.resize((width, height), _resampling(mode), reducing_gap=32.0)  # averaged to 32 times the size first
+
+
+def _resampling(mode: InterpolationMode) -> Resampling:
+    return Resampling.BILINEAR if mode is InterpolationMode.BILINEAR else Resampling.BICUBIC
+
+
 def _coin() -> bool:
     return bool(torch.rand(()).item() < 0.5)
+
+
+def _middle(image: Any, scaled: Sequence[int], height: int, width: int, mode: InterpolationMode) -> Any:
+    """What a centre crop leaves of an image resized to `scaled` (height, width); nothing else is computed."""
+    box, around = [0.0] * 4, [0] * 4  # left, top, right, bottom of what is left, and of what has a part in it
+    for i, (have, whole, wanted) in enumerate(zip(image.size, scaled[::-1], (width, height), strict=True)):
+        step, start = have / whole, round((whole - wanted) / 2)
+        reach = 2 * max(step, 1.0) + 1  # of the bicubic filter
+        around[i], around[i + 2] = max(0, int(start * step - reach)), min(have, math.ceil((start + wanted) * step + reach))
+        # Pillow counts in float32, so from near by
+        box[i], box[i + 2] = start * step - around[i], min((start + wanted) * step, have) - around[i]
+    return image.crop(around).resize((width, height), _resampling(mode), box=box)
 
 
 def _crop_or_pad(image: Any, height: int, width: int, fill: int) -> Any:

@@ -102,7 +102,7 @@ def compare(
         draws: dict[str, Array] = {}
         for name, wording in wordings.items():
             outcome = task_of(adapter).evaluate(adapter, loaded, worded(classes, wording))
-            right = (outcome.logits.argmax(-1) == outcome.labels).numpy()
+            right = (outcome.answers.predicted == outcome.labels).numpy()
             accuracies, balanced = resampled(right, outcome.labels.numpy(), seed)
             values = {**outcome.metrics(), "confidence": {"accuracy": _interval(accuracies), "balanced_accuracy": _interval(balanced)}}
             if draws:

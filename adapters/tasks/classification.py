@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..adapter import Adapter
+from ..answers import Answers, answers
 from ..calibration import Calibration, calibrate
-from ..metrics import calibration_error, classification_metrics, per_class_accuracy, probabilities
+from ..metrics import expected_error, measured, per_class
 
 if TYPE_CHECKING:
     from ..adapter import Batch
@@ -29,36 +31,45 @@ class Outcome:
 
     Attributes:
         classes: the label space.
-        logits: (N, C), float32, on the CPU.
+        parts: logits (n, C), float32, on the CPU, batch by batch; together of N images.
         labels: (N,), counted in `classes`.
         paths: N paths.
         temperature: fitted on the validation images; None where there were none.
     """
 
     classes: ClassSet
-    logits: Tensor
+    parts: list[Tensor]
     labels: Tensor
     paths: list[str]
     temperature: float | None = None
 
+    @property
+    def logits(self) -> Tensor:
+        """All of them, (N, C): a copy."""
+        return torch.cat(self.parts)
+
+    @cached_property
+    def answers(self) -> Answers:
+        """What they say in short."""
+        return answers(self.parts, self.labels)
+
     def metrics(self) -> dict[str, Any]:
         """Headline numbers, each in [0, 1]."""
-        return classification_metrics(self.logits, self.labels)
+        return measured(self.answers, self.labels)
 
     def per_class(self) -> list[tuple[str, int, float | None]]:
         """(class, images, accuracy) in class order; None where a class has no image."""
-        counts, accuracy = per_class_accuracy(self.logits, self.labels)
-        rows = zip(self.classes.names, counts, accuracy, strict=True)
-        return [(name, int(n), a if n else None) for name, n, a in rows]
+        found = per_class(self.answers.predicted, self.labels, len(self.classes))
+        return [(name, one.images, one.accuracy) for name, one in zip(self.classes.names, found, strict=True)]
 
     def predictions(self) -> list[dict[str, Any]]:
         """One row an image: path, label, predicted, probability of the prediction plain and calibrated, correct (0 or 1)."""
-        probability, predicted = probabilities(self.logits).max(-1)
         names = self.classes.names
         scaled: list[Any] = [None] * len(self.paths)
         if self.temperature is not None:
-            scaled = [round(q, 6) for q in probabilities(self.logits / self.temperature).max(-1).values.tolist()]
-        rows = zip(self.paths, self.labels.tolist(), predicted.tolist(), probability.tolist(), scaled, strict=True)
+            scaled = [round(q, 6) for q in answers(self.parts, self.labels, self.temperature).confidence.tolist()]
+        columns = (self.labels.tolist(), self.answers.predicted.tolist(), self.answers.confidence.tolist())
+        rows = zip(self.paths, *columns, scaled, strict=True)
         return [
             {"path": p, "label": names[y], "predicted": names[k], "probability": round(q, 6), "calibrated": c, "correct": int(y == k)}
             for p, y, k, q, c in rows
@@ -80,20 +91,20 @@ def evaluate(adapter: Adapter, batches: Iterable[Batch], classes: ClassSet) -> O
     was_training = adapter.training
     adapter.eval()
     device = adapter.backbone.device
-    logits, labels, paths = [], [], []
+    parts, labels, paths = [], [], []
     try:
         with adapter.answering(classes):
             for batch in batches:
                 moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-                answers = adapter.logits_of(moved["encoded"]) if "encoded" in moved else adapter.logits(moved)
-                logits.append(answers.float().cpu())
+                logits = adapter.logits_of(moved["encoded"]) if "encoded" in moved else adapter.logits(moved)
+                parts.append(logits.float().cpu())
                 labels.append(batch["label"].cpu())
                 paths.extend(batch["path"])
     finally:
         adapter.train(was_training)
-    if not logits:
-        return Outcome(classes, torch.zeros(0, len(classes)), torch.zeros(0, dtype=torch.long), [])
-    return Outcome(classes, torch.cat(logits), torch.cat(labels), paths)
+    if not parts:
+        return Outcome(classes, [torch.zeros(0, len(classes))], torch.zeros(0, dtype=torch.long), [])
+    return Outcome(classes, parts, torch.cat(labels), paths)
 
 
 def calibrated(adapter: Adapter, batches: Iterable[Batch], spaces: Any) -> dict[str, Any]:
@@ -104,7 +115,7 @@ def calibrated(adapter: Adapter, batches: Iterable[Batch], spaces: Any) -> dict[
         error of each label space with it. Empty without validation images.
     """
     held_out = evaluate(adapter, batches, adapter.classes)
-    found = calibrate(held_out.logits, held_out.labels)
+    found = calibrate(held_out.parts, held_out.labels)
     return {} if found is None else {"calibration": found.to_dict(), "metrics": tempered(found, spaces)}
 
 
@@ -117,7 +128,7 @@ def tempered(found: Calibration, spaces: Any) -> dict[str, Any]:
     errors = {}
     for space, outcome in spaces.outcomes.items():
         outcome.temperature = found.temperature
-        errors[space] = calibration_error(probabilities(outcome.logits / found.temperature), outcome.labels)
+        errors[space] = expected_error(answers(outcome.parts, outcome.labels, found.temperature), outcome.labels)
     return {"temperature": found.temperature, "images": found.images, "ece": errors}
 
 

@@ -130,6 +130,41 @@ def test_hostile_images_among_good_ones_cost_nothing_but_themselves(ask, finishe
     assert "animated.gif" in answer.out  # said, not silent: only its first frame is answered about
 
 
+@pytest.mark.parametrize("method", ["zero_shot", "vpt"])
+def test_images_of_extreme_shapes_are_answered_like_others(method, ask, finished, tmp_path):
+    fish, _ = finished
+    root = tmp_path / "fish"
+    for number, folder in enumerate(sorted(p for p in fish.iterdir() if p.is_dir())):
+        (root / folder.name).mkdir(parents=True)
+        for image in folder.iterdir():
+            (root / folder.name / image.name).write_bytes(image.read_bytes())
+        Image.new("L", [(1_000_000, 1), (1, 1_000_000), (300_000, 3)][number]).save(root / folder.name / "long.png")
+    words = [f"data.root={root}", f"run.dir={tmp_path / 'runs'}", "backbone=limpet-tiny", "data.shots=all", f"method={method}",
+             "trainer.accelerator=cpu", "trainer.epochs=1"]  # fmt: skip
+    assert ask("fit", "fish", *words).code == 0
+    run = tmp_path / "runs/fish/001"
+    assert ask("predict", run, root, "--out", tmp_path / "p.csv").code == 0
+    assert all(row["label"] for row in rows(tmp_path / "p.csv").values())
+    long = next(root.rglob("long.png"))
+    if method == "zero_shot":
+        assert ask("index", root, "backbone=limpet-tiny", "--out", tmp_path / "index", "--pooling", "multi_crop").code == 0
+    else:
+        assert ask("explain", run, long, "--out", tmp_path / "e.png").code == 0
+
+
+def test_memory_that_is_used_up_is_not_an_images_fault(ask, finished, tmp_path, monkeypatch):
+    """It is said of the machine: nothing is indexed as if the images could not be read."""
+    from limpet.transforms import ImageTransform
+
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(ImageTransform, "__call__", full)
+    answer = ask("index", finished[0], "backbone=limpet-tiny", "--out", tmp_path / "index")
+    assert answer.code == 2 and "not enough memory" in answer.sentence
+    assert not (tmp_path / "index").exists()
+
+
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nnewpath 0 0 moveto 9 9 lineto stroke\nshowpage\n%%EOF\n"
 
 

@@ -77,3 +77,32 @@ def test_21000_classes_fit_in_memory(separately, tmp_path):
     assert found["results"]["all"]["classes"] == found["zero_shot"]["all"]["classes"] == 21_000
     assert found["results"]["all"]["images"] == 210
     assert peak < MEMORY
+
+
+def test_answers_of_many_images_about_many_classes_are_not_kept_as_probabilities(separately, tmp_path):
+    """One test image of each class: the scores of 6,000 are 138 MiB, and their probabilities would be 275."""
+    script = """
+import resource, torch
+from pathlib import Path
+from limpet.classes import ClassSet
+from limpet.tasks.classification import Outcome
+import sklearn.metrics, torchmetrics.functional.classification
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+names = tuple(map(str, range(COUNT)))
+parts = [torch.randn(256, COUNT) for _ in range(0, COUNT, 256)]
+labels = torch.arange(len(parts) * 256) % COUNT
+small = Outcome(ClassSet(("a", "b", "c")), [torch.eye(3)], torch.arange(3), ["a", "b", "c"])
+small.metrics()
+before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20
+outcome = Outcome(ClassSet(names), parts, labels, ["x.png"] * len(labels), 2.0)
+assert outcome.metrics()["classes"] == COUNT == len(outcome.per_class())
+assert len(outcome.predictions()) == len(labels)
+print("more", peak() - before, "scores", sum(p.nbytes for p in parts) >> 20)
+""".replace("COUNT", "6_000")
+    done = separately(tmp_path, "-c", script)
+    words = done.stdout.split("more ")[-1].split()
+    print(f"scores of {words[2]} MiB, and {words[0]} MiB more to measure them")
+    assert int(words[0]) < 250  # some blocks of 16

@@ -6,9 +6,10 @@ import json
 
 import pytest
 import torch
+from limpet.answers import probabilities
 from limpet.calibration import Calibration, calibrate, fit_temperature, risk_coverage
 from limpet.errors import LimpetError
-from limpet.metrics import calibration_error, probabilities
+from limpet.metrics import calibration_error
 
 
 def answers(scale, count=4000, classes=5, seed=0):
@@ -75,3 +76,10 @@ def test_coverage_holds_on_the_images_it_was_chosen_on_and_survives_json():
     assert again.images == 999 and again.classes == 5 and len(again.curve) <= 200
     for damaged in (None, {}, {"temperature": "x", "images": 1, "classes": 1, "curve": []}, {**found.to_dict(), "temperature": -1}):
         assert Calibration.from_dict(damaged) is None
+
+
+def test_parts_give_the_same_as_the_whole(monkeypatch):
+    logits, labels = answers(3.0, count=500)
+    whole = calibrate(logits, labels)
+    monkeypatch.setattr("limpet.answers.CELLS", 40)
+    assert calibrate(logits.split([100, 7, 393]), labels) == whole

@@ -69,8 +69,18 @@ def test_per_class_and_confusion_with_empty_classes():
         [1, 0, 0, 0],
         [0, 0, 0, 0],
     ]
-    counts, accuracy = metrics.per_class_accuracy(probability.log(), labels)
-    assert counts == [4, 1, 1, 0] and accuracy == [0.75, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 40])
+def test_blocks_give_the_same_as_the_whole(classes, monkeypatch):
+    generator = torch.Generator().manual_seed(classes)
+    logits = torch.randn(300, classes, generator=generator) * 4
+    labels = torch.randint(classes, (300,), generator=generator)
+    whole = metrics.scores(logits.double().softmax(-1), labels)
+    assert metrics.classification_metrics(logits, labels) == whole
+    monkeypatch.setattr("limpet.answers.CELLS", 100)
+    assert metrics.classification_metrics(logits.split([1, 200, 99]), labels) == whole
+    assert metrics.calibration_error(logits.double().softmax(-1), labels) == whole["ece"]
 
 
 def test_harmonic_mean_and_spread():
@@ -85,5 +95,7 @@ def test_refusals_are_sentences():
         metrics.scores(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
     with pytest.raises(LimpetError, match="diverged"):
         metrics.classification_metrics(torch.full((2, 3), float("nan")), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"\(2, 3\) and \(3,\)"):
+        metrics.scores(torch.full((2, 3), 1 / 3), torch.zeros(3, dtype=torch.long))
     with pytest.raises(ValueError, match=r"0\.\.2"):
         metrics.scores(torch.full((1, 3), 1 / 3), torch.tensor([3]))

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+import resource
 from types import SimpleNamespace
 
 import numpy as np
@@ -38,6 +39,38 @@ def test_equals_open_clip(resize_mode, interpolation, size, shape):
     for mode in ("RGB", "L"):
         image = picture(*shape, mode=mode)
         torch.testing.assert_close(ours(image), theirs(image), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("resize_mode", ["shortest", "squash", "longest"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [32, [24, 40]])
+@pytest.mark.parametrize("shape", [(3000, 60), (40, 2000), (2001, 19), (7, 999), (70_000, 3), (1, 90_001)])
+def test_long_images_are_scaled_like_others(resize_mode, interpolation, size, shape):
+    """They go other ways, which may round differently."""
+    from open_clip import image_transform
+
+    if resize_mode == "longest" and shape[0] // shape[1] + shape[1] // shape[0] > 40:
+        pytest.skip("open_clip has no row of pixels left")
+    values = {**PLAIN, "std": [1, 1, 1], "resize_mode": resize_mode, "interpolation": interpolation, "size": size}
+    shown = size if isinstance(size, int) else tuple(size)
+    theirs = image_transform(shown, False, PLAIN["mean"], [1, 1, 1], resize_mode, interpolation)
+    # not to black and white, where what the first of two passes overshoots is cut off
+    image = picture(*shape).point(lambda value: 64 + value // 2)
+    torch.testing.assert_close(ImageTransform.of(values)(image), theirs(image), rtol=0, atol=2.001 / 255)
+
+
+@pytest.mark.parametrize("resize_mode", ["shortest", "squash", "longest"])
+@pytest.mark.parametrize("preset", ["none", "natural", "mirror"])
+@pytest.mark.parametrize("shape", [(1_000_000, 1), (1, 1_000_000), (5_000_000, 3)])
+def test_images_of_extreme_shapes_need_little_memory(resize_mode, preset, shape):
+    values = {**PLAIN, "size": 224, "resize_mode": resize_mode}
+    transform = ImageTransform.of(values, train=True, augment=SimpleNamespace(preset=preset, scale=[0.1, 1]))
+    image = Image.new("RGB", shape, (255, 0, 51))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seen = transform(image)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
+    middle = seen[:, 111, 111:113].T * torch.tensor(PLAIN["std"]) + torch.tensor(PLAIN["mean"])
+    assert torch.isclose(middle, torch.tensor([1, 0, 0.2]), atol=1e-6).all(1).any()  # a column of its own may be mirrored
 
 
 @pytest.mark.parametrize("preset", ["natural", "aerial", "microscopy"])
