@@ -207,6 +207,17 @@ class Adapter(nn.Module):
         """Names of saved tensors whose size is only known from the training data (cache keys, say)."""
         return ()
 
+    def saved_rows(self) -> dict[str, str]:
+        """What each row of a tensor of `data_sized` stands for: a "class", or something else that several have a row for.
+
+        An artefact is refused where tensors disagree on how many there are, or a row has another shape than in `build`.
+        """
+        return dict.fromkeys(self.per_class(self.config, self.backbone.spec), "class")
+
+    def saved_numbers(self) -> dict[str, str]:
+        """Tensors of `data_sized` that hold the numbers of rows, and of what: a word of `saved_rows`."""
+        return {}
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load saved tensors; those of `data_sized` take the saved size."""
         for name in self.data_sized():

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import files
+from . import artifact_meaning, artifact_shapes, files
 from .errors import ArtifactError, LimpetError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def save(adapter: Adapter, run_dir: str | Path, info: Mapping[str, Any] | None =
         info: More to record, JSON-able: `recipe`, `seed`, `protocol`, `split_hash`, `metrics`, `data`, ...
 
     Raises:
-        ArtifactError: If the adapter's state holds something besides tensors.
+        ArtifactError: If the adapter's state holds something besides tensors, or its rows are in another order than its classes.
     """
     from safetensors.torch import save_file
 
@@ -75,12 +75,14 @@ def save(adapter: Adapter, run_dir: str | Path, info: Mapping[str, Any] | None =
                 f"The state {name!r} of method {adapter.name!r} is not a tensor and cannot be saved."
             )
         tensors[name] = value.detach().cpu().contiguous().clone()
+    artifact_shapes.check_order(adapter)
+    content = _describe(adapter, tensors)
     parent = Path(run_dir) / "adapter"
     beside = files.beside(parent / "version")
     beside.mkdir(parents=True)
     try:
-        save_file(tensors, beside / TENSORS, metadata={"format": "pt"})
-        content = _describe(adapter, tensors, hashlib.sha256((beside / TENSORS).read_bytes()).hexdigest())
+        save_file(tensors, beside / TENSORS, metadata={"format": "pt", artifact_meaning.KEY: artifact_meaning.digest(content)})
+        content["tensors"] = {"sha256": hashlib.sha256((beside / TENSORS).read_bytes()).hexdigest(), **content["tensors"]}
         content["info"] = dict(info or {})
         # keys in their order: a method's settings may mean something by it
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=True)
@@ -217,13 +219,21 @@ def load(
         backbone = _load_backbone(info["backbone"]["spec"], device, folder)
     check_backbone(info, backbone, folder)
     try:
+        classes = ClassSet.from_dict(info["classes"])
+    except LimpetError as error:
+        raise ArtifactError(f"{folder / INFO} is damaged: {error}") from None
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ArtifactError(f"The adapter described in {folder / INFO} cannot be built: {error}") from error
+    try:
         built = kind(config)
-        built.setup(backbone, ClassSet.from_dict(info["classes"]))
+        built.setup(backbone, classes)
     except LimpetError:
         raise
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, RuntimeError, ArithmeticError) as error:
         raise ArtifactError(f"The adapter described in {folder / INFO} cannot be built: {error}") from error
+    artifact_meaning.check(folder / TENSORS, info, folder / INFO)
     _check_kinds(tensors, built, folder)
+    artifact_shapes.check(tensors, built, folder / TENSORS)
     try:
         built.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
@@ -234,6 +244,7 @@ def load(
     support = info.get("support")
     built.support_paths = [str(path) for path in support] if isinstance(support, list) else []
     built.eval()
+    artifact_shapes.probe(built, folder / TENSORS)
     return built
 
 
@@ -348,8 +359,8 @@ def reference(adapter: Adapter) -> str:
     return f"{module}:{kind.__name__}"
 
 
-def _describe(adapter: Adapter, tensors: Mapping[str, Any], digest: str) -> dict[str, Any]:
-    """The content of `adapter.json`, less `info`."""
+def _describe(adapter: Adapter, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of `adapter.json`, less `info` and the checksum of the tensors."""
     return {
         "format": FORMAT,
         "method": {"name": reference(adapter), "config": dataclasses.asdict(adapter.config)},
@@ -357,7 +368,6 @@ def _describe(adapter: Adapter, tensors: Mapping[str, Any], digest: str) -> dict
         **({"support": list(adapter.support_paths)} if adapter.support_paths else {}),
         "backbone": about_backbone(adapter.backbone),
         "tensors": {
-            "sha256": digest,
             "numbers": sum(int(t.numel()) for t in tensors.values()),
             "shapes": {name: list(t.shape) for name, t in tensors.items()},
         },

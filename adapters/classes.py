@@ -241,10 +241,19 @@ class ClassSet:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ClassSet:
-        """Rebuild a class set from `to_dict`."""
+        """Rebuild a class set from `to_dict`.
+
+        Raises:
+            RecipeError: a text stands where a list of texts is due: its characters would be taken for names, say.
+        """
+        texts = data.get("texts", {})
+        lists = {key: data.get(key) for key in ("names", "templates", "base_names", "new_names")}
+        for key, value in {**lists, **{f"texts of {name!a}": words for name, words in texts.items()}}.items():
+            if isinstance(value, str):
+                raise RecipeError(f"`classes`: {key} is the text {value!a} where a list of texts is due: write [{value!a}].")
         return cls(
             names=tuple(data["names"]),
-            texts={n: tuple(t) for n, t in data.get("texts", {}).items()},
+            texts={n: tuple(t) for n, t in texts.items()},
             templates=tuple(data.get("templates", DEFAULT_TEMPLATES)),
             base_names=tuple(data.get("base_names", ())),
             new_names=tuple(data.get("new_names", ())),

@@ -140,6 +140,16 @@ class GDA(Adapter):
         """The bank grows with the data, the statistics with the classes."""
         return ("bank", "owner") if self._keeps_samples(self.config) else STATE
 
+    def saved_rows(self) -> dict[str, str]:
+        """Samples with their classes; or statistics of classes, and those of groups of them."""
+        if self._keeps_samples(self.config):
+            return {"bank": "sample", "owner": "sample"}
+        return {"count": "class", "mean": "class", "group": "class", "scatter": "group", "samples": "group"}
+
+    def saved_numbers(self) -> dict[str, str]:
+        """The classes of the samples, or the groups of the classes."""
+        return {"owner": "class"} if self._keeps_samples(self.config) else {"group": "group"}
+
     # Statistics
 
     def fit_closed_form(self, batches: Iterable[Batch]) -> None:

@@ -90,6 +90,14 @@ class TipAdapter(Adapter):
         """The cache holds one row a training image."""
         return ("keys", "owner")
 
+    def saved_rows(self) -> dict[str, str]:
+        """A key and its class for each image."""
+        return {"keys": "image", "owner": "image"}
+
+    def saved_numbers(self) -> dict[str, str]:
+        """The classes of the keys."""
+        return {"owner": "class"}
+
     def fit_closed_form(self, batches: Iterable[Batch]) -> None:
         """Fill the cache: one key an image."""
         self._append(batches, self.classes)

@@ -180,7 +180,8 @@ def test_tensors_that_are_no_numbers_give_no_answers(name, value, original, of_t
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e308, "x", [], {}, 10**30, 10**400, True])
 def test_a_scale_that_is_none_is_refused(value, of_tip_adapter, tiny, tmp_path, original):
-    fresh = damaged(of_tip_adapter, tmp_path, lambda info: info["method"]["config"].update(logit_scale=value))
+    """Also in an artefact whose tensors do not say what settings they were written with."""
+    fresh = damaged(of_tip_adapter, tmp_path, lambda info: info["method"]["config"].update(logit_scale=value), lambda state: None)
     with pytest.raises(LimpetError, match="logit_scale cannot be|NaN or infinite"):
         next(iter(Classifier.load(fresh, backbone=tiny).predict([original[2]])))
 
