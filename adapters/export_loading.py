@@ -163,7 +163,7 @@ def preparing(preprocessing: dict[str, Any]) -> str:
         else:
             side = "max" if mode == "longest" else "min"
             fit = f"    ratio = {side}(image.width / {width}, image.height / {height})\n"
-            scaled = "round(image.width / ratio), round(image.height / ratio)"
+            scaled = "max(1, round(image.width / ratio)), max(1, round(image.height / ratio))"
             kind = kind if mode == "longest" else "BICUBIC"  # as open_clip scales to sizes that are not square
         fit += f"    image = image.resize(({scaled}), Image.{kind})\n"
         fit += (
