@@ -81,7 +81,7 @@ def save(adapter: Adapter, run_dir: str | Path, info: Mapping[str, Any] | None =
     beside = files.beside(parent / "version")
     beside.mkdir(parents=True)
     try:
-        save_file(tensors, beside / TENSORS, metadata={"format": "pt", artifact_meaning.KEY: artifact_meaning.digest(content)})
+        save_file(tensors, beside / TENSORS, metadata={artifact_meaning.KEY: artifact_meaning.digest(content)})
         content["tensors"] = {"sha256": hashlib.sha256((beside / TENSORS).read_bytes()).hexdigest(), **content["tensors"]}
         content["info"] = dict(info or {})
         # keys in their order: a method's settings may mean something by it

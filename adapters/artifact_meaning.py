@@ -10,7 +10,7 @@ from typing import Any
 
 from .errors import ArtifactError
 
-KEY = "limpet_meaning"  # in the metadata of the safetensors file
+KEY = "limpet_meaning"  # in the metadata of the safetensors file, and alone there: it writes several in random order
 
 
 def digest(description: Mapping[str, Any]) -> str:

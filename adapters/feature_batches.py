@@ -33,6 +33,11 @@ def as_it_is(batch: Any) -> Any:
     return batch
 
 
+def repeated(batch: Batch) -> Batch:
+    """The same where a process has no image of its own: the batch is another's, and does not count."""
+    return {**batch, "repeated": True}
+
+
 class FeatureBatches(Dataset[Batch]):
     """Whole batches: item (epoch, positions) of a split, from view epoch mod `views` (0: the plain view)."""
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Subset
 
 from .backbone_introspect import settings_of
 from .errors import LimpetError
-from .feature_batches import Batch, FeatureBatches, InOrder, ListBatches, TrainBatches, as_it_is
+from .feature_batches import Batch, FeatureBatches, InOrder, ListBatches, TrainBatches, as_it_is, repeated
 from .feature_store import FeatureStore, Rows, cache_dir, cache_size, clear_cache, trim
 from .image_keys import image_keys
 from .progress import Progress
@@ -310,7 +310,7 @@ class CachedFeatures:
             FeatureBatches(self, "train", self.view_count),
             batch_size=None,
             sampler=batches,
-            collate_fn=as_it_is,
+            collate_fn=repeated if getattr(reference.sampler, "spare", False) else as_it_is,
         )
 
     def val_dataloader(self) -> DataLoader[Any]:

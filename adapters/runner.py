@@ -342,7 +342,7 @@ def gradient_training(
         session.adapter.train()
         if rank() == 0 and trainer.world_size > 1:
             alone = loader.make()
-            check_shares(session, alone, trainer.world_size)
+            check_lists(session, alone, trainer.world_size)
             compute_for(alone, recipe.trainer.epochs)  # cached before other processes ask for it
         ready_to_train()
         try:
@@ -363,8 +363,8 @@ def gradient_training(
         regulariser.finish(session.adapter)
 
 
-def check_shares(session: Session, loader: Any, processes: int) -> None:
-    """Refuse more processes than there are training images, or lists of them to be ordered.
+def check_lists(session: Session, loader: Any, processes: int) -> None:
+    """Refuse more processes than there are lists of images to be ordered in an epoch.
 
     Args:
         session: the run.
@@ -374,15 +374,11 @@ def check_shares(session: Session, loader: Any, processes: int) -> None:
     Raises:
         RecipeError: some would have nothing to learn from.
     """
-    if getattr(session.data, "unlabelled_training", False):  # drawn for every process anew
-        return
-    lists = session.adapter.task == "ordering"
-    found = len(loader) if lists else len(session.data.restrict(session.training_classes.names).samples["train"])
-    if found < processes:
+    if session.adapter.task == "ordering" and len(loader) < processes:
+        found = f"{len(loader)} list{'' if len(loader) == 1 else 's'}"
         raise RecipeError(
-            f"{processes} processes are to train together (trainer.devices, trainer.num_nodes), and there "
-            f"{'is' if found == 1 else 'are'} {found} {'list' if lists else 'image'}{'' if found == 1 else 's'} to learn from: "
-            f"take {found} or fewer."
+            f"{processes} processes are to train together (trainer.devices, trainer.num_nodes), and the training images make {found} "
+            f"of {session.recipe.data.batch_size} an epoch: take {len(loader)} or fewer, or a smaller data.batch_size."
         )
 
 

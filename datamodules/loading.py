@@ -178,6 +178,7 @@ class EpochSampler(DistributedSampler[Any]):
 
     Attributes:
         drop_last: whether some can be left out: there are enough images for a batch of every process.
+        spare: whether this process has no image of its own, and reads one of another's, so that it takes a step.
     """
 
     def __init__(self, dataset: ImageDataset, seed: int, shuffle: bool, batch_size: int = 1, drop_last: bool = False) -> None:
@@ -188,6 +189,7 @@ class EpochSampler(DistributedSampler[Any]):
         together, images = batch_size * ranks, len(dataset)
         self.drop_last = drop_last and images >= together
         self._dealt = images - images % together if self.drop_last else images
+        self.spare = 0 < images <= rank
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order, and the random transforms, of an epoch."""
@@ -195,13 +197,13 @@ class EpochSampler(DistributedSampler[Any]):
         self._images.epoch = epoch
 
     def __len__(self) -> int:
-        return len(range(self.rank, self._dealt, self.num_replicas))
+        return 1 if self.spare else len(range(self.rank, self._dealt, self.num_replicas))
 
     def __iter__(self) -> Iterator[int]:
         order = list(range(len(self._images)))
         if self.shuffle:
             random.Random(digest(self._order_seed, "order", self.epoch)).shuffle(order)
-        return iter(order[self.rank : self._dealt : self.num_replicas])
+        return iter(order[:1] if self.spare else order[self.rank : self._dealt : self.num_replicas])
 
 
 def _in_own_words(batches: Iterator[Any]) -> Iterator[Any]:
@@ -218,8 +220,8 @@ def _in_own_words(batches: Iterator[Any]) -> Iterator[Any]:
 class ImageLoader(DataLoader[Item]):
     """A loader that notes unreadable images in the main process and skips batches of nothing else.
 
-    Among several processes a batch is repeated, and says so (`repeated`), for each that was skipped: those that wait for
-    one another must take as many steps.
+    Among several processes a batch is repeated for each that was skipped, or where a process has no image of its own: those
+    that wait for one another must take as many steps. It says so (`repeated`), and does not count.
     """
 
     def __iter__(self) -> Any:
@@ -233,7 +235,7 @@ class ImageLoader(DataLoader[Item]):
                     owed += process()[1] > 1
                     continue
             last = batch
-            yield batch
+            yield {**batch, "repeated": True} if getattr(self.sampler, "spare", False) else batch
         if owed and last is None:
             raise DataError(f"None of the images that process {process()[0] + 1} of {process()[1]} was to read can be decoded.")
         for _ in range(owed):

@@ -28,6 +28,7 @@ ODD = {  # 21 images and the batch of one process: the last five are left out; a
     "left out": ["data.batch_size=16", *CASES["features"], *SEVEN],
     "all at once": ["data.batch_size=36", *CASES["images"], *SEVEN],
 }
+LISTS = ["method=ranknet", "data.attributes=[count]", "data.train=16", "data.val=2", "data.test=4", "data.batch_size=8"]
 WATCH = """
 import os, sys
 writer = os.open(os.path.join(os.environ["WRITERS"], f"{os.getpid()}"), os.O_CREAT | os.O_WRONLY | os.O_APPEND)
@@ -108,11 +109,11 @@ def test_numbers_of_images_that_two_do_not_divide(case, separately, tmp_path):
 
 def test_ways_that_several_devices_cannot_train_are_refused(tmp_path):
     env = {**os.environ, "LIMPET_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    for words, said in (
-        (["trainer.strategy=ddp_spawn"], "trainer.strategy=ddp_spawn copies the run into other processes"),
-        (["trainer.devices=4", "trainer.strategy=ddp", "classes.first=1"], "there are 3 images to learn from: take 3"),
+    for recipe, words, said in (
+        ("quickstart", ["trainer.strategy=ddp_spawn"], "trainer.strategy=ddp_spawn copies the run into other processes"),
+        ("order_reef", ["trainer.devices=4", "trainer.strategy=ddp", *LISTS], "make 2 lists of 8 an epoch: take 2 or fewer"),
     ):
-        command = [sys.executable, "-m", "limpet", "fit", "quickstart", *SEVEN, "method=clip_adapter", *words]
+        command = [sys.executable, "-m", "limpet", "fit", recipe, "trainer.accelerator=cpu", *words]
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=120)
         assert done.returncode == 2 and done.stderr.startswith("error: ") and said in done.stderr, done.stderr
 
