@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import struct
 import unicodedata
 import zipfile
@@ -130,15 +131,18 @@ def test_hostile_images_among_good_ones_cost_nothing_but_themselves(ask, finishe
     assert "animated.gif" in answer.out  # said, not silent: only its first frame is answered about
 
 
+def copies(fish, root):
+    """The class folders of a data set, copied below `root`."""
+    folders = sorted(p for p in fish.iterdir() if p.is_dir())
+    return [shutil.copytree(folder, root / folder.name) for folder in folders]
+
+
 @pytest.mark.parametrize("method", ["zero_shot", "vpt"])
 def test_images_of_extreme_shapes_are_answered_like_others(method, ask, finished, tmp_path):
     fish, _ = finished
     root = tmp_path / "fish"
-    for number, folder in enumerate(sorted(p for p in fish.iterdir() if p.is_dir())):
-        (root / folder.name).mkdir(parents=True)
-        for image in folder.iterdir():
-            (root / folder.name / image.name).write_bytes(image.read_bytes())
-        Image.new("L", [(1_000_000, 1), (1, 1_000_000), (300_000, 3)][number]).save(root / folder.name / "long.png")
+    for folder, size in zip(copies(fish, root), [(1_000_000, 1), (1, 1_000_000), (300_000, 3)], strict=True):
+        Image.new("L", size).save(folder / "long.png")
     words = [f"data.root={root}", f"run.dir={tmp_path / 'runs'}", "backbone=limpet-tiny", "data.shots=all", f"method={method}",
              "trainer.accelerator=cpu", "trainer.epochs=1"]  # fmt: skip
     assert ask("fit", "fish", *words).code == 0
@@ -212,11 +216,8 @@ def test_all_images_are_opened_in_one_place():
 def test_training_on_a_folder_with_hostile_images_lists_them(ask, finished, tmp_path):
     fish, _ = finished
     root = tmp_path / "fish"
-    for number, folder in enumerate(sorted(p for p in fish.iterdir() if p.is_dir())):
-        (root / folder.name).mkdir(parents=True)
-        for image in folder.iterdir():
-            (root / folder.name / image.name).write_bytes(image.read_bytes())
-        (root / folder.name / "zero.png").write_bytes([b"", bomb(60_000, 60_000), b"II*\0" + bytes(9)][number])
+    for folder, content in zip(copies(fish, root), [b"", bomb(60_000, 60_000), b"II*\0" + bytes(9)], strict=True):
+        (folder / "zero.png").write_bytes(content)
     answer = ask("check", "fish", f"data.root={root}", "backbone=limpet-tiny", "data.shots=2", "trainer.accelerator=cpu")
     assert answer.code == 0
     words = ["fish", f"data.root={root}", f"run.dir={tmp_path / 'runs'}", "backbone=limpet-tiny", "data.shots=all", "method=gda",
