@@ -24,6 +24,8 @@ def sentence(err: Exception, words: Sequence[str], app: typer.Typer) -> str | No
     if isinstance(err, OSError) and err.strerror and not isinstance(err, ConnectionError | TimeoutError):
         where = f"{err.filename}: " if err.filename else ""
         return f"{where}{err.strerror} (--debug shows where)."
+    if isinstance(err, RuntimeError) and "home directory" in str(err):  # Path.expanduser
+        return "A path begins with ~ and no user's name of this machine: write it whole, or ~/ for your own (--debug shows where)."
     if isinstance(err, MemoryError) or "can't allocate memory" in str(err):
         return "There is not enough memory: lower data.batch_size, backbone.text_memory or data.num_workers, or close other programs."
     if type(err).__name__ == "OutOfMemoryError":

@@ -118,6 +118,8 @@ def test_methods_lists_every_file(capsys):
         (["predict", "nothing"], "PATH is missing"),
         (["compare", "nothing"], "There is no run 'nothing'"),
         (["predict", "a", "b", "--top", "0"], "--top: "),
+        (["check", "~nobody_here/x"], "begins with ~ and no user's name of this machine"),
+        (["check", "fish", "data.root=~nobody_here/x"], "begins with ~ and no user's name of this machine"),
     ],
 )
 def test_mistakes_are_one_sentence_and_exit_2(words, expected, tmp_path, monkeypatch, capsys):
