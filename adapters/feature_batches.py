@@ -33,7 +33,7 @@ def as_it_is(batch: Any) -> Any:
     return batch
 
 
-def repeated(batch: Batch) -> Batch:
+def repeated(batch: Any) -> Any:
     """The same where a process has no image of its own: the batch is another's, and does not count."""
     return {**batch, "repeated": True}
 
