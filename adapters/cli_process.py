@@ -74,7 +74,7 @@ def notice_signals(seen: list[int]) -> dict[int, Any]:
 
 def _unfinished() -> Path | None:
     """The run that this command was at, where it has not finished."""
-    run: Path | None = runs.current()
+    run = runs.current()
     return run if run is not None and runs.is_run(run) and not runs.is_finished(run) else None
 
 

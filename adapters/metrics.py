@@ -38,7 +38,7 @@ def scores(probability: Tensor, labels: Tensor) -> dict[str, float | int]:
         probability: (N, C), rows sum to one.
         labels: (N,) true classes, 0..C-1.
     """
-    return measured(of_probabilities(probability.detach().cpu().double().clamp(0, 1), labels.cpu()), labels)
+    return measured(_in_short(probability, labels), labels)
 
 
 def measured(found: Answers, labels: Tensor) -> dict[str, float | int]:
@@ -75,7 +75,7 @@ def measured(found: Answers, labels: Tensor) -> dict[str, float | int]:
 
 def calibration_error(probability: Tensor, labels: Tensor, bins: int = ECE_BINS) -> float:
     """Expected calibration error of probabilities (N, C), see `expected_error`."""
-    return expected_error(of_probabilities(probability.detach().cpu().double().clamp(0, 1), labels.cpu()), labels, bins)
+    return expected_error(_in_short(probability, labels), labels, bins)
 
 
 def expected_error(found: Answers, labels: Tensor, bins: int = ECE_BINS) -> float:
@@ -117,6 +117,10 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation (n - 1); None for a single value."""
     array = np.asarray(values, np.float64)
     return float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None
+
+
+def _in_short(probability: Tensor, labels: Tensor) -> Answers:
+    return of_probabilities(probability.detach().cpu().double().clamp(0, 1), labels.cpu())
 
 
 def _checked(found: Answers, labels: Tensor) -> Tensor:
